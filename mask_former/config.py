@@ -1,0 +1,179 @@
+"""Every configuration key of the project: one declaration each, with meaning, unit and allowed values.
+
+A choice that names a registered class says in its comment which file holds it. Keys that Detectron2
+declares keep Detectron2's meaning and are not repeated here, except where the project adds to it.
+"""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+import yaml
+from detectron2.config import CfgNode as CN
+from detectron2.config import get_cfg
+from detectron2.projects.deeplab import add_deeplab_config
+
+logger = logging.getLogger(__name__)
+
+
+def add_mask_former_config(cfg: CN) -> None:
+    """Add the project's keys, with the published defaults, to Detectron2's and DeepLab's."""
+    cfg.MODEL.DEVICE = available_device(cfg.MODEL.DEVICE)
+    _add_input_keys(cfg)
+    _add_solver_keys(cfg)
+    _add_head_keys(cfg)
+    _add_mask_former_keys(cfg)
+    _add_swin_keys(cfg)
+    # Metric by which the best checkpoint is kept as model_best.pth, as "task/name" (for example
+    # "panoptic_seg/PQ"); higher is better. Empty: no best checkpoint.
+    cfg.TEST.BEST_METRIC = ""
+    # Pictures drawn beside their ground truth at each evaluation, under OUTPUT_DIR/samples. 0: none.
+    cfg.TEST.SAMPLE_PICTURES = 4
+
+
+def _add_input_keys(cfg: CN) -> None:
+    # Recipe of the training mapper (data/mapper.py): "mask_former_semantic", "mask_former_panoptic",
+    # "mask_former_instance" (resize, crop, colour, flip) or "detr_panoptic" (flip, resize, and with
+    # probability one half a crop between two resizes).
+    cfg.INPUT.DATASET_MAPPER_NAME = "mask_former_semantic"
+    # Colour augmentation of SSD: brightness, contrast, saturation, hue.
+    cfg.INPUT.COLOR_AUG_SSD = False
+    # Largest share of a crop that one class may fill; at 1.0 every crop is taken as it comes.
+    cfg.INPUT.CROP.SINGLE_CATEGORY_MAX_AREA = 1.0
+    # The mapper pads pictures, right and below, up to a multiple of this many pixels. Below 1: no padding.
+    cfg.INPUT.SIZE_DIVISIBILITY = -1
+
+
+def _add_solver_keys(cfg: CN) -> None:
+    # "ADAMW" or "SGD" (solver.py).
+    cfg.SOLVER.OPTIMIZER = "ADAMW"
+    # Weight decay of embedding tables (the queries).
+    cfg.SOLVER.WEIGHT_DECAY_EMBED = 0.0
+    # Factor on the learning rate of every parameter of the backbone.
+    cfg.SOLVER.BACKBONE_MULTIPLIER = 0.1
+    # Gradient accumulation: each step draws IMS_PER_BATCH pictures in this many equal parts, one after
+    # the other, and gives the gradient of the whole batch.
+    cfg.SOLVER.ACCUMULATE = 1
+    # Type of automatic mixed precision when SOLVER.AMP.ENABLED: "float16" (with a gradient scaler) or
+    # "bfloat16" (without).
+    cfg.SOLVER.AMP.DTYPE = "float16"
+
+
+def _add_head_keys(cfg: CN) -> None:
+    # Channels of the per-pixel embeddings, and of the mask embeddings they are multiplied with.
+    cfg.MODEL.SEM_SEG_HEAD.MASK_DIM = 256
+    # "BasePixelDecoder" or "TransformerEncoderPixelDecoder" (modeling/pixel_decoder.py).
+    cfg.MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME = "BasePixelDecoder"
+    # Layers of the transformer encoder inside TransformerEncoderPixelDecoder.
+    cfg.MODEL.SEM_SEG_HEAD.TRANSFORMER_ENC_LAYERS = 0
+
+
+def _add_mask_former_keys(cfg: CN) -> None:
+    cfg.MODEL.MASK_FORMER = CN()
+
+    # Losses (modeling/criterion.py). The mask and dice weights also weigh the matching costs.
+    cfg.MODEL.MASK_FORMER.DEEP_SUPERVISION = True
+    cfg.MODEL.MASK_FORMER.NO_OBJECT_WEIGHT = 0.1
+    cfg.MODEL.MASK_FORMER.DICE_WEIGHT = 1.0
+    cfg.MODEL.MASK_FORMER.MASK_WEIGHT = 20.0
+    # What void and padding pixels are to matching and mask losses: "background" (as published: negative
+    # for every mask) or "ignore" (they count nowhere).
+    cfg.MODEL.MASK_FORMER.VOID_IN_LOSS = "background"
+    # "HungarianMatcher" (modeling/matcher.py).
+    cfg.MODEL.MASK_FORMER.MATCHER_NAME = "HungarianMatcher"
+
+    # "StandardTransformerDecoder" (modeling/transformer_decoder.py).
+    cfg.MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME = "StandardTransformerDecoder"
+    cfg.MODEL.MASK_FORMER.NHEADS = 8
+    cfg.MODEL.MASK_FORMER.DROPOUT = 0.1
+    cfg.MODEL.MASK_FORMER.DIM_FEEDFORWARD = 2048
+    cfg.MODEL.MASK_FORMER.ENC_LAYERS = 0
+    cfg.MODEL.MASK_FORMER.DEC_LAYERS = 6
+    # Layer norm before (True) or after (False) each attention and feed-forward layer.
+    cfg.MODEL.MASK_FORMER.PRE_NORM = False
+    cfg.MODEL.MASK_FORMER.HIDDEN_DIM = 256
+    cfg.MODEL.MASK_FORMER.NUM_OBJECT_QUERIES = 100
+    # What the decoder reads: a backbone map by name, or "transformer_encoder" (the pixel decoder's encoder).
+    cfg.MODEL.MASK_FORMER.TRANSFORMER_IN_FEATURE = "res5"
+    # Keep the 1x1 projection in front of the decoder even where the channels agree without it.
+    cfg.MODEL.MASK_FORMER.ENFORCE_INPUT_PROJ = False
+    # The model pads its batch, right and below, up to a multiple of this many pixels. 0 and 1: only to the
+    # largest picture of the batch; negative: the backbone's own value.
+    cfg.MODEL.MASK_FORMER.SIZE_DIVISIBILITY = 32
+
+    # Inference (inference.py): which of the three results are computed.
+    cfg.MODEL.MASK_FORMER.TEST = CN()
+    cfg.MODEL.MASK_FORMER.TEST.SEMANTIC_ON = True
+    cfg.MODEL.MASK_FORMER.TEST.PANOPTIC_ON = False
+    cfg.MODEL.MASK_FORMER.TEST.INSTANCE_ON = False
+    # Panoptic: a query is kept when its class score exceeds this.
+    cfg.MODEL.MASK_FORMER.TEST.OBJECT_MASK_THRESHOLD = 0.0
+    # Panoptic: a segment is kept when at least this share of its mask is not covered by others.
+    cfg.MODEL.MASK_FORMER.TEST.OVERLAP_THRESHOLD = 0.0
+    # Resize mask logits, not class scores, to the size of the original picture.
+    cfg.MODEL.MASK_FORMER.TEST.SEM_SEG_POSTPROCESSING_BEFORE_INFERENCE = False
+
+
+def _add_swin_keys(cfg: CN) -> None:
+    # Swin backbone (modeling/swin.py), registered as "D2SwinTransformer".
+    cfg.MODEL.SWIN = CN()
+    # Side in pixels of the pre-training pictures; sets the size of the absolute position table if APE.
+    cfg.MODEL.SWIN.PRETRAIN_IMG_SIZE = 224
+    cfg.MODEL.SWIN.PATCH_SIZE = 4
+    cfg.MODEL.SWIN.EMBED_DIM = 96
+    cfg.MODEL.SWIN.DEPTHS = [2, 2, 6, 2]
+    cfg.MODEL.SWIN.NUM_HEADS = [3, 6, 12, 24]
+    cfg.MODEL.SWIN.WINDOW_SIZE = 7
+    cfg.MODEL.SWIN.MLP_RATIO = 4.0
+    cfg.MODEL.SWIN.QKV_BIAS = True
+    # Scale of the attention logits; None: 1 / sqrt(channels of a head).
+    cfg.MODEL.SWIN.QK_SCALE = None
+    cfg.MODEL.SWIN.DROP_RATE = 0.0
+    cfg.MODEL.SWIN.ATTN_DROP_RATE = 0.0
+    cfg.MODEL.SWIN.DROP_PATH_RATE = 0.3
+    # Absolute position embeddings.
+    cfg.MODEL.SWIN.APE = False
+    cfg.MODEL.SWIN.PATCH_NORM = True
+    cfg.MODEL.SWIN.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
+    # Recompute activations in the backward pass: less memory, one more forward pass.
+    cfg.MODEL.SWIN.USE_CHECKPOINT = False
+    # Stages whose parameters stay fixed: -1 none, 0 the patch embedding, n that and the first n stages.
+    cfg.MODEL.SWIN.FROZEN_STAGES = -1
+
+
+def available_device(wanted: str) -> str:
+    """Return `wanted`, or "cpu" where `wanted` is a CUDA device and this machine has none."""
+    if wanted.startswith("cuda") and not torch.cuda.is_available():
+        return "cpu"
+    return wanted
+
+
+def load_config(
+    config_file: str | Path | None = None,
+    opts: Sequence[str] = (),
+    allow_unsafe_yaml: bool = False,
+) -> CN:
+    """Return the configuration of a YAML file with `KEY VALUE` overrides, on a device that exists.
+
+    Args:
+        config_file: YAML in Detectron2's form, `_BASE_` included; None gives the defaults.
+        opts: `[key, value, key, value, ...]`, as a command line has them.
+        allow_unsafe_yaml: accept Python tags, which can run code; some files published elsewhere have them.
+    """
+    cfg = get_cfg()
+    add_deeplab_config(cfg)
+    add_mask_former_config(cfg)
+    if config_file is not None:
+        try:
+            cfg.merge_from_file(str(config_file), allow_unsafe=allow_unsafe_yaml)
+        except yaml.constructor.ConstructorError as error:
+            raise ValueError(
+                f"{config_file} needs Python tags in YAML, which can run code ({error.problem}). "
+                "Write plain values instead, or allow unsafe YAML if you trust the file."
+            ) from error
+    cfg.merge_from_list(list(opts))
+    wanted = cfg.MODEL.DEVICE
+    cfg.MODEL.DEVICE = available_device(wanted)
+    logger.info("Device: %s (asked for: %s)", cfg.MODEL.DEVICE, wanted)
+    return cfg
