@@ -1,0 +1,38 @@
+# make setup   a virtual environment with everything pinned; a second call does nothing
+# make test    the test suite
+# make lint    formatter, linter, type checker
+#
+# VENV=.venv and PYTHON=python3 choose where, and with which Python, the environment is made.
+
+VENV ?= .venv
+PYTHON ?= python3
+
+python := $(VENV)/bin/python
+pip := $(python) -m pip --disable-pip-version-check --quiet
+ready := $(VENV)/.ready
+
+.DELETE_ON_ERROR:
+.PHONY: setup test lint
+
+setup: $(ready)
+	@echo "Ready: $$($(python) --version) in $(VENV)"
+
+# Big packages first, so that Detectron2's sdist, whose setup.py imports torch, can be fetched at all.
+# Relative paths throughout: a checkout may lie below a folder with a space in its name.
+$(ready): constraints.txt setup.py Makefile $(wildcard third_party/detectron2/*.py)
+	@test -x $(python) || $(PYTHON) -m venv $(VENV)
+	@echo "Installing torch (about 3 GB to download the first time) ..."
+	@$(pip) install --constraint constraints.txt torch torchvision setuptools
+	@echo "Installing Detectron2 and the project ..."
+	@$(python) third_party/detectron2/install.py --constraint constraints.txt
+	@$(pip) install --constraint constraints.txt --no-build-isolation --editable '.[test,bridge,lint]'
+	@$(python) third_party/opencv/install.py --constraint constraints.txt
+	@touch $(ready)
+
+test: $(ready)
+	$(python) -m pytest
+
+lint: $(ready)
+	$(python) -m ruff check .
+	$(python) -m ruff format --check .
+	$(python) -m mypy

@@ -1,0 +1,39 @@
+"""Packaging of mask_former. Tool settings live in pyproject.toml, pinned versions in constraints.txt."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+
+setup(
+    name="mask-former",
+    version="0.1.0",
+    description="MaskFormer: semantic, instance and panoptic segmentation with one model, on Detectron2",
+    long_description=(ROOT / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.10",
+    # The configurations travel inside the package, as mask_former/configs.
+    packages=[*find_packages(include=["mask_former", "mask_former.*"]), "mask_former.configs"],
+    package_dir={"mask_former.configs": "configs"},
+    package_data={"mask_former": ["data/classes/*.json"], "mask_former.configs": ["**/*.yaml"]},
+    # Not listed: detectron2, which is not on PyPI (third_party/detectron2 installs it), and OpenCV, of
+    # which there are two packages that exclude each other (`make setup` picks the one that works).
+    install_requires=[
+        "torch>=2.4",
+        "numpy>=1.24",
+        "scipy>=1.10",
+        "pillow>=9.5",
+        "pycocotools>=2.0.8",
+        "fvcore>=0.1.5,<0.1.6",
+        "safetensors>=0.4",
+        "tqdm",
+    ],
+    extras_require={
+        "test": ["pytest", "pytest-timeout", "pytest-xdist", "h5py"],
+        "bridge": ["transformers", "timm"],
+        "lint": ["ruff", "mypy"],
+    },
+)
