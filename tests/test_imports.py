@@ -1,0 +1,84 @@
+"""Who may import whom: the table of the house, read from the code by `ast`."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "mask_former"
+
+# Module -> modules of ours that it may import; a package stands for all that is in it.
+ALLOWED = {
+    "modeling.structures": set(),
+    "modeling.losses": set(),
+    "modeling.transformer": set(),
+    "modeling.swin": set(),
+    "inference": set(),
+    "config": set(),
+    "convert": set(),
+    "tta": set(),
+    "solver": set(),
+    "checkpoint": set(),
+    "evaluation": {"evaluation"},
+    "data": {"data"},
+    "modeling.matcher": {"modeling.losses", "modeling.structures"},
+    "modeling.criterion": {"modeling.losses", "modeling.structures"},
+    "modeling.pixel_decoder": {"modeling.transformer", "modeling.structures"},
+    "modeling.transformer_decoder": {"modeling.transformer", "modeling.structures"},
+    "modeling.head": {"modeling.pixel_decoder", "modeling.transformer_decoder", "modeling.structures"},
+    "modeling.per_pixel": {"modeling.pixel_decoder", "modeling.transformer_decoder", "modeling.head"},
+    "modeling.mask_former": {
+        "modeling.criterion",
+        "modeling.matcher",
+        "modeling.structures",
+        "inference",
+    },
+    "model_zoo": {"config", "checkpoint"},
+    "predictor": {"model_zoo", "config", "checkpoint"},
+    "benchmark": {"model_zoo", "config", "checkpoint"},
+}
+BANNED = {"torchvision", "timm", "transformers"}
+
+
+def module_name(path: Path) -> str:
+    return ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+
+
+def imported_modules(path: Path) -> set[str]:
+    """Return the absolute names of all that a file imports, wherever in the file."""
+    package = ["mask_former", *path.relative_to(PACKAGE).parent.parts]
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            name = ".".join([*base, *([node.module] if node.module else [])])
+            found |= {name} | {f"{name}.{alias.name}" for alias in node.names}
+    return found
+
+
+def is_module_of_ours(name: str) -> bool:
+    path = PACKAGE.parent.joinpath(*name.split("."))
+    return name.startswith("mask_former.") and (path.with_suffix(".py").exists() or path.is_dir())
+
+
+SOURCES = [
+    p for p in sorted(PACKAGE.rglob("*.py")) if p.name != "__init__.py" or p.parent.name == "evaluation"
+]
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=module_name)
+def test_imports_only_what_the_house_allows(path):
+    name = module_name(path)
+    allowed = ALLOWED.get(name, ALLOWED.get(name.split(".")[0]))
+    assert allowed is not None, f"{name} has no row in ALLOWED: decide whom it may import"
+    used = {m.removeprefix("mask_former.") for m in imported_modules(path) if is_module_of_ours(m)}
+    used -= {"modeling"}  # the folder itself, named on the way to a module in it
+    forbidden = {m for m in used if not any(m == a or m.startswith(a + ".") for a in allowed)}
+    assert not forbidden, f"{name} imports {sorted(forbidden)}"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=module_name)
+def test_imports_no_banned_library(path):
+    assert not {m.split(".")[0] for m in imported_modules(path)} & BANNED
