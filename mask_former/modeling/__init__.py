@@ -1,3 +1,5 @@
 """All that has weights or gradients. Importing the package fills Detectron2's registries."""
 
+from . import head as head
+from . import per_pixel as per_pixel
 from . import swin as swin
