@@ -1,0 +1,117 @@
+"""Parameter groups, optimizer, clipping and learning-rate schedule: SOLVER.* made into torch objects."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.solver import build_lr_scheduler as build_detectron2_lr_scheduler
+from detectron2.solver.build import maybe_add_gradient_clipping
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+
+_NORMS = (
+    nn.BatchNorm1d,
+    nn.BatchNorm2d,
+    nn.BatchNorm3d,
+    nn.SyncBatchNorm,
+    nn.GroupNorm,
+    nn.InstanceNorm1d,
+    nn.InstanceNorm2d,
+    nn.InstanceNorm3d,
+    nn.LayerNorm,
+    nn.LocalResponseNorm,
+)
+# Swin's position tables.
+_POSITION_TABLES = ("relative_position_bias_table", "absolute_pos_embed")
+
+
+def parameter_groups(cfg: CfgNode, model: nn.Module) -> list[dict[str, Any]]:
+    """Return the trainable parameters, grouped by learning rate and weight decay.
+
+    The backbone learns at BACKBONE_MULTIPLIER times the rate. Position tables do not decay; norms and
+    embeddings decay by values of their own. A parameter used in two places counts once. Parameters that
+    share both values share a group, which gives the same numbers as a group each, in fewer kernels.
+    """
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    seen: set[int] = set()
+    for module_name, module in model.named_modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if not parameter.requires_grad or id(parameter) in seen:
+                continue
+            seen.add(id(parameter))
+            factor = cfg.SOLVER.BACKBONE_MULTIPLIER if "backbone" in module_name else 1.0
+            decay = _weight_decay(cfg, module, name)
+            groups.setdefault((cfg.SOLVER.BASE_LR * factor, decay), []).append(parameter)
+    return [{"params": group, "lr": lr, "weight_decay": decay} for (lr, decay), group in groups.items()]
+
+
+def _weight_decay(cfg: CfgNode, module: nn.Module, parameter_name: str) -> float:
+    if parameter_name in _POSITION_TABLES:
+        return 0.0
+    if isinstance(module, _NORMS):
+        return cfg.SOLVER.WEIGHT_DECAY_NORM
+    if isinstance(module, nn.Embedding):
+        return cfg.SOLVER.WEIGHT_DECAY_EMBED
+    return cfg.SOLVER.WEIGHT_DECAY
+
+
+def build_optimizer(cfg: CfgNode, model: nn.Module) -> Optimizer:
+    """Return SOLVER.OPTIMIZER over the parameters of `model`, with clipping inside its step."""
+    groups = parameter_groups(cfg, model)
+    optimizer: Optimizer
+    if cfg.SOLVER.OPTIMIZER == "ADAMW":
+        optimizer = torch.optim.AdamW(groups, cfg.SOLVER.BASE_LR)
+    elif cfg.SOLVER.OPTIMIZER == "SGD":
+        optimizer = torch.optim.SGD(
+            groups, cfg.SOLVER.BASE_LR, momentum=cfg.SOLVER.MOMENTUM, nesterov=cfg.SOLVER.NESTEROV
+        )
+    else:
+        raise ValueError(
+            f"SOLVER.OPTIMIZER is {cfg.SOLVER.OPTIMIZER!r}, expected 'ADAMW' or 'SGD': change the key"
+        )
+    clip = cfg.SOLVER.CLIP_GRADIENTS
+    if clip.ENABLED and clip.CLIP_TYPE == "full_model":
+        if clip.CLIP_VALUE > 0:
+            optimizer.register_step_pre_hook(_FullModelClipping(clip.CLIP_VALUE, clip.NORM_TYPE))
+        return optimizer
+    return maybe_add_gradient_clipping(cfg, optimizer)
+
+
+class _FullModelClipping:
+    """Scales all gradients together so that their common norm does not exceed a bound."""
+
+    def __init__(self, bound: float, norm_type: float) -> None:
+        self.bound = bound
+        self.norm_type = norm_type
+
+    def __call__(self, optimizer: Optimizer, args: tuple, kwargs: dict) -> None:
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        nn.utils.clip_grad_norm_(parameters, self.bound, self.norm_type)
+
+
+def polynomial_decay(cfg: CfgNode) -> Callable[[int], float]:
+    """Return the factor on the learning rate by iteration: warm-up times (1 - iteration / last)^power."""
+    solver = cfg.SOLVER
+    if solver.WARMUP_METHOD not in ("linear", "constant"):
+        raise ValueError(f"SOLVER.WARMUP_METHOD is {solver.WARMUP_METHOD!r}, expected 'linear' or 'constant'")
+
+    def factor(iteration: int) -> float:
+        decay = max(1 - iteration / solver.MAX_ITER, 0.0) ** solver.POLY_LR_POWER
+        if iteration >= solver.WARMUP_ITERS:
+            return max(decay, solver.POLY_LR_CONSTANT_ENDING)
+        progress = iteration / solver.WARMUP_ITERS if solver.WARMUP_METHOD == "linear" else 0.0
+        return decay * (solver.WARMUP_FACTOR * (1 - progress) + progress)
+
+    return factor
+
+
+def build_lr_scheduler(cfg: CfgNode, optimizer: Optimizer) -> LRScheduler:
+    """Return the schedule SOLVER.LR_SCHEDULER_NAME: "WarmupPolyLR", or one of Detectron2's own.
+
+    Its saved state holds counters only, so a resumed run may have another MAX_ITER.
+    """
+    if cfg.SOLVER.LR_SCHEDULER_NAME == "WarmupPolyLR":
+        return LambdaLR(optimizer, polynomial_decay(cfg))
+    return build_detectron2_lr_scheduler(cfg, optimizer)
