@@ -1,0 +1,3 @@
+"""Data sets, label readers and mappers; importing it registers the data sets."""
+
+from mask_former.data import shapes_catalog  # noqa: F401  registers the synthetic set
