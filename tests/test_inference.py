@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from torch.nn import functional as F
+from published_order import published_mask_logits, published_scores
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mask_former import strips
@@ -41,21 +41,6 @@ def random_logits(queries=5, classes=4, grid=(8, 16), seed=0):
     generator = torch.Generator().manual_seed(seed)
     class_logits = 3 * torch.randn(queries, classes + 1, generator=generator)
     return class_logits, 4 * torch.randn(queries, *grid, generator=generator)
-
-
-def published_mask_logits(mask_logits, sizes, to_output):
-    """The resizing of whole maps, step by step."""
-    full = F.interpolate(mask_logits[None], size=sizes.padded, mode="bilinear", align_corners=False)
-    full = full[:, :, : sizes.image[0], : sizes.image[1]]
-    if to_output:
-        full = F.interpolate(full, size=sizes.output, mode="bilinear", align_corners=False)
-    return full[0]
-
-
-def published_scores(class_logits, mask_logits, sizes, resize_logits):
-    masks = published_mask_logits(mask_logits, sizes, to_output=resize_logits).sigmoid()
-    scores = torch.einsum("qc,qhw->chw", class_logits.softmax(1)[:, :-1], masks)
-    return F.interpolate(scores[None], size=sizes.output, mode="bilinear", align_corners=False)[0]
 
 
 class LargestTensor(TorchDispatchMode):

@@ -1,5 +1,6 @@
 """All that has weights or gradients. Importing the package fills Detectron2's registries."""
 
 from . import head as head
+from . import mask_former as mask_former
 from . import per_pixel as per_pixel
 from . import swin as swin
