@@ -19,7 +19,7 @@ from pycocotools.coco import COCO
 
 from mask_former.data import shapes, shapes_catalog
 from mask_former.data.shapes_catalog import datasets_root, ensure_set, register
-from mask_former.data.shapes_drawing import Thing, class_table, cover, draw_scene, thing_count
+from mask_former.data.shapes_drawing import Thing, class_table, cover, draw_scene, sample_thing, thing_count
 from mask_former.data.shapes_files import ShapesSpec, mask_to_segmentation
 from mask_former.data.shapes_ground import TEXTURES
 
@@ -136,10 +136,18 @@ def test_instances_of_one_class_touch_now_and_then(scenes):
     assert 0.1 < np.mean([touch(scene) for scene in scenes]) < 0.6
 
 
-def test_hue_leans_towards_the_class_but_does_not_tell_it(scenes):
-    def hue(color):
-        return colorsys.rgb_to_hsv(*(channel / 255 for channel in color))[0]
+def hue(color):
+    return colorsys.rgb_to_hsv(*(channel / 255 for channel in color))[0]
 
+
+def test_a_shape_asked_for_by_class_has_hues_around_that_of_the_class():
+    rng, blue = np.random.default_rng(1), THINGS.index("square")
+    hues = [hue(sample_thing(rng, 96, 96, class_index=blue).color) for _ in range(200)]
+    assert np.mean(hues) == pytest.approx(hue(class_table()[blue]["color"]), abs=0.02)
+    assert 0.03 < np.std(hues) < 0.08
+
+
+def test_hue_leans_towards_the_class_but_does_not_tell_it(scenes):
     centres = np.array([hue(entry["color"]) for entry in class_table()[: thing_count()]])
     told = []
     for scene in scenes:

@@ -80,11 +80,21 @@ def draw_scene(rng: np.random.Generator, height: int, width: int) -> Scene:
     return canvas.finish(rng)
 
 
-def sample_thing(rng: np.random.Generator, height: int, width: int, neighbour: Thing | None = None) -> Thing:
-    """Return a random shape; now and then one of the class of `neighbour`, touching or overlapping it."""
+def sample_thing(
+    rng: np.random.Generator,
+    height: int,
+    width: int,
+    neighbour: Thing | None = None,
+    class_index: int | None = None,
+) -> Thing:
+    """Return a random shape, of a random class unless one is given.
+
+    Now and then it is of the class of `neighbour` instead, and touches or overlaps it.
+    """
     scale = min(height, width) / 96
     radius = float(np.exp(rng.uniform(*np.log(RADIUS)))) * scale
-    class_index = int(rng.integers(thing_count()))
+    if class_index is None:
+        class_index = int(rng.integers(thing_count()))
     x, y = rng.uniform(0.02, 0.98) * width, rng.uniform(0.02, 0.98) * height
     if neighbour is not None and rng.random() < 0.3:
         class_index = neighbour.class_index

@@ -162,7 +162,7 @@ def write_video(path: Path, seed: int) -> None:
     height, width = VIDEO_SIZE
     rng = np.random.default_rng([seed, 2])
     ground = new_canvas(rng, height, width, parts=3)
-    things = [sample_thing(rng, height, width)._replace(class_index=k) for k in range(thing_count())]
+    things = [sample_thing(rng, height, width, class_index=k) for k in range(thing_count())]
     speeds = rng.uniform(1.0, 2.5, (len(things), 2)) * rng.choice([-1, 1], (len(things), 2))
     spins = rng.uniform(-0.05, 0.05, len(things))
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), VIDEO_RATE, (width, height))
