@@ -1,0 +1,287 @@
+"""The published data sets under their published names: one table, registered by `register_all`.
+
+Classes come from `classes/*.json`; COCO's and Cityscapes' from Detectron2.
+Nothing but those JSON files is read before `DatasetCatalog.get` is called. How each folder must look, and
+how to get there, is in datasets/README.md; `own_data.py` registers data sets of one's own.
+"""
+
+import os
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import load_coco_json, load_sem_seg
+from detectron2.data.datasets.builtin_meta import CITYSCAPES_CATEGORIES, COCO_CATEGORIES
+from detectron2.data.datasets.cityscapes import load_cityscapes_semantic
+from detectron2.data.datasets.cityscapes_panoptic import load_cityscapes_panoptic
+
+from .class_tables import load_classes, panoptic_metadata
+from .panoptic_labels import Sample, load_panoptic
+
+
+class Source(NamedTuple):
+    """The splits of one data set.
+
+    name: registered name, with {split} in it.
+    splits: split -> name of its folder, for {split} and {folder} in `paths`.
+    paths: metadata key -> path under the root of the data sets.
+    metadata: gives what else the metadata hold: classes, colours, id maps.
+    load: (name, metadata) -> samples.
+    advice: what to do when one of `paths` does not exist.
+    optional: keys of `paths` that loading does not need.
+    """
+
+    name: str
+    splits: dict[str, str]
+    paths: dict[str, str]
+    evaluator_type: str
+    ignore_label: int | None
+    metadata: Callable[[], dict[str, Any]]
+    load: Callable[[str, dict[str, Any]], list[Sample]]
+    advice: str
+    optional: tuple[str, ...] = ()
+
+
+def dataset_root() -> str:
+    """Return the folder that holds all data sets: $DETECTRON2_DATASETS, `~` allowed, or "datasets"."""
+    return os.path.expanduser(os.environ.get("DETECTRON2_DATASETS") or "datasets")
+
+
+def register_all(root: str | Path | None = None) -> None:
+    """Register every published split under `root` (default: `dataset_root()`), over what is registered.
+
+    Splits that Detectron2 registers itself are taken over, metadata objects included: its own loaders
+    neither expand `~` nor say what to do when files are missing. Calling it again moves all to another root.
+    """
+    root = dataset_root() if root is None else os.path.expanduser(root)
+    for source in SOURCES:
+        for split, folder in source.splits.items():
+            name = source.name.format(split=split)
+            paths = {
+                key: os.path.join(root, path.format(split=split, folder=folder))
+                for key, path in source.paths.items()
+            }
+            metadata = {
+                **paths,
+                "evaluator_type": source.evaluator_type,
+                **source.metadata(),
+            }
+            if source.ignore_label is not None:
+                metadata["ignore_label"] = source.ignore_label
+            DatasetCatalog.pop(name, None)
+            DatasetCatalog.register(name, partial(_load, name, source, metadata))
+            _replace_metadata(name, metadata)
+
+
+def _replace_metadata(name: str, values: Mapping[str, Any]) -> None:
+    """Put values in place of what the catalog holds; the object stays, as others may have it in hand."""
+    metadata = MetadataCatalog.get(name)
+    for key in set(metadata.as_dict()) - {"name"}:
+        delattr(metadata, key)
+    metadata.set(**values)
+
+
+def _load(name: str, source: Source, metadata: dict[str, Any]) -> list[Sample]:
+    needed = [metadata[key] for key in source.paths if key not in source.optional]
+    missing = [path for path in needed if not os.path.exists(path)]
+    if missing:
+        raise FileNotFoundError(
+            f"Data set {name} is not there: {missing[0]} does not exist. {source.advice} "
+            "See datasets/README.md; $DETECTRON2_DATASETS names the folder that holds all data sets."
+        )
+    try:
+        samples = source.load(name, metadata)
+    except AssertionError as error:  # how Detectron2's loaders report missing files
+        raise FileNotFoundError(f"Data set {name} is not complete: {error}. {source.advice}") from error
+    return samples
+
+
+def _load_label_maps(extension: str, name: str, metadata: Mapping[str, Any]) -> list[Sample]:
+    return load_sem_seg(metadata["sem_seg_root"], metadata["image_root"], gt_ext=extension, image_ext="jpg")
+
+
+def _load_instances(name: str, metadata: Mapping[str, Any]) -> list[Sample]:
+    return load_coco_json(metadata["json_file"], metadata["image_root"], name)
+
+
+def _load_cityscapes(name: str, metadata: Mapping[str, Any]) -> list[Sample]:
+    return load_cityscapes_semantic(metadata["image_dir"], metadata["gt_dir"])
+
+
+def _load_cityscapes_panoptic(name: str, metadata: Mapping[str, Any]) -> list[Sample]:
+    paths = (metadata[key] for key in ("image_root", "panoptic_root", "panoptic_json"))
+    return load_cityscapes_panoptic(*paths, metadata)
+
+
+def _semantic(table: str, count: int, colors: bool = False, id_map: bool = False) -> dict[str, Any]:
+    classes = load_classes(table)[:count]
+    metadata: dict[str, Any] = {"stuff_classes": [entry["name"] for entry in classes]}
+    if colors:
+        metadata["stuff_colors"] = [entry["color"] for entry in classes]
+    if id_map:
+        metadata["stuff_dataset_id_to_contiguous_id"] = {entry["id"]: i for i, entry in enumerate(classes)}
+    return metadata
+
+
+def _ade20k_panoptic() -> dict[str, Any]:
+    metadata = panoptic_metadata(load_classes("ade20k_150"))
+    # As published: all 150 ids, because the semantic labels hold things and stuff alike. So ask the thing
+    # map, never this one, whether a class is a thing.
+    metadata["stuff_dataset_id_to_contiguous_id"] = {i: i for i in range(150)}
+    return {**metadata, "json_file": None}
+
+
+def _coco_instances() -> dict[str, Any]:
+    things = [category for category in COCO_CATEGORIES if category["isthing"]]
+    return {
+        "thing_classes": [category["name"] for category in things],
+        "thing_colors": [category["color"] for category in things],
+        "thing_dataset_id_to_contiguous_id": {category["id"]: i for i, category in enumerate(things)},
+    }
+
+
+def _cityscapes() -> dict[str, Any]:
+    return {
+        "thing_classes": [category["name"] for category in CITYSCAPES_CATEGORIES if category["isthing"]],
+        "stuff_classes": [category["name"] for category in CITYSCAPES_CATEGORIES],
+        "stuff_colors": [category["color"] for category in CITYSCAPES_CATEGORIES],
+    }
+
+
+_ADE20K = "ADEChallengeData2016"
+_ADE20K_FULL = "ADE20K_2021_17_01"
+_COCO_STUFF = "coco/coco_stuff_10k"
+_CITYSCAPES_TOOL = "Run: pip install cityscapesscripts; CITYSCAPES_DATASET=<root>/cityscapes "
+_TRAIN_VAL = {"train": "training", "val": "validation"}
+
+SOURCES = (
+    Source(
+        name="ade20k_sem_seg_{split}",
+        splits=_TRAIN_VAL,
+        paths={
+            "image_root": _ADE20K + "/images/{folder}",
+            "sem_seg_root": _ADE20K + "/annotations_detectron2/{folder}",
+        },
+        evaluator_type="sem_seg",
+        ignore_label=255,
+        metadata=partial(_semantic, "ade20k_150", 150, colors=True),
+        load=partial(_load_label_maps, "png"),
+        advice="Run: python datasets/prepare_ade20k_sem_seg.py",
+    ),
+    Source(
+        name="ade20k_panoptic_{split}",
+        splits=_TRAIN_VAL,
+        paths={
+            "image_root": _ADE20K + "/images/{folder}",
+            "sem_seg_root": _ADE20K + "/annotations_detectron2/{folder}",
+            "panoptic_root": _ADE20K + "/ade20k_panoptic_{split}",
+            "panoptic_json": _ADE20K + "/ade20k_panoptic_{split}.json",
+        },
+        evaluator_type="ade20k_panoptic_seg",
+        ignore_label=255,
+        metadata=_ade20k_panoptic,
+        load=load_panoptic,
+        advice="Run: python datasets/prepare_ade20k_sem_seg.py && python datasets/prepare_ade20k_pan_seg.py",
+    ),
+    Source(
+        name="ade20k_full_sem_seg_{split}",
+        splits=_TRAIN_VAL,
+        paths={
+            "image_root": _ADE20K_FULL + "/images_detectron2/{folder}",
+            "sem_seg_root": _ADE20K_FULL + "/annotations_detectron2/{folder}",
+        },
+        evaluator_type="sem_seg",
+        ignore_label=65535,
+        metadata=partial(_semantic, "ade20k_full_847", 847),
+        load=partial(_load_label_maps, "tif"),
+        advice="Run: python datasets/prepare_ade20k_full_sem_seg.py",
+    ),
+    Source(
+        name="coco_2017_{split}_stuff_10k_sem_seg",
+        splits={"train": "train", "test": "test"},
+        paths={
+            "image_root": _COCO_STUFF + "/images_detectron2/{folder}",
+            "sem_seg_root": _COCO_STUFF + "/annotations_detectron2/{folder}",
+        },
+        evaluator_type="sem_seg",
+        ignore_label=255,
+        metadata=partial(_semantic, "coco_stuff_171", 171, id_map=True),
+        load=partial(_load_label_maps, "png"),
+        advice="Run: python datasets/prepare_coco_stuff_10k_v1.0_sem_seg.py",
+    ),
+    Source(
+        name="mapillary_vistas_sem_seg_{split}",
+        splits=_TRAIN_VAL,
+        paths={
+            "image_root": "mapillary_vistas/{folder}/images",
+            "sem_seg_root": "mapillary_vistas/{folder}/labels",
+        },
+        evaluator_type="sem_seg",
+        # The 66th class, Unlabeled, is not evaluated.
+        ignore_label=65,
+        metadata=partial(_semantic, "mapillary_vistas_66", 65, colors=True),
+        load=partial(_load_label_maps, "png"),
+        advice="Unpack release v1.2 of Mapillary Vistas there; nothing is to be prepared.",
+    ),
+    Source(
+        name="cityscapes_fine_sem_seg_{split}",
+        splits={"train": "train", "val": "val", "test": "test"},
+        paths={
+            "image_dir": "cityscapes/leftImg8bit/{folder}/",
+            "gt_dir": "cityscapes/gtFine/{folder}/",
+        },
+        evaluator_type="cityscapes_sem_seg",
+        ignore_label=255,
+        metadata=_cityscapes,
+        load=_load_cityscapes,
+        advice=_CITYSCAPES_TOOL + "csCreateTrainIdLabelImgs",
+    ),
+    Source(
+        name="cityscapes_fine_panoptic_{split}",
+        splits={"train": "train", "val": "val"},
+        paths={
+            "image_root": "cityscapes/leftImg8bit/{folder}",
+            "panoptic_root": "cityscapes/gtFine/cityscapes_panoptic_{folder}",
+            "panoptic_json": "cityscapes/gtFine/cityscapes_panoptic_{folder}.json",
+            "gt_dir": "cityscapes/gtFine/{folder}",
+        },
+        evaluator_type="cityscapes_panoptic_seg",
+        ignore_label=255,
+        metadata=partial(panoptic_metadata, CITYSCAPES_CATEGORIES),
+        load=_load_cityscapes_panoptic,
+        advice=_CITYSCAPES_TOOL + "csCreateTrainIdLabelImgs, then csCreatePanopticImgs",
+    ),
+    Source(
+        name="coco_2017_{split}_panoptic",
+        splits={"train": "train2017", "val": "val2017"},
+        paths={
+            "image_root": "coco/{folder}",
+            "panoptic_root": "coco/panoptic_{folder}",
+            "panoptic_json": "coco/annotations/panoptic_{folder}.json",
+            "json_file": "coco/annotations/instances_{folder}.json",
+        },
+        evaluator_type="coco_panoptic_seg",
+        ignore_label=255,
+        metadata=partial(panoptic_metadata, COCO_CATEGORIES),
+        load=load_panoptic,
+        advice="Unpack COCO 2017's pictures and panoptic labels there; nothing is to be prepared.",
+        optional=("json_file",),
+    ),
+    Source(
+        name="coco_2017_{split}",
+        splits={"train": "train2017", "val": "val2017"},
+        paths={
+            "image_root": "coco/{folder}",
+            "json_file": "coco/annotations/instances_{folder}.json",
+        },
+        evaluator_type="coco",
+        ignore_label=None,
+        metadata=_coco_instances,
+        load=_load_instances,
+        advice="Unpack COCO 2017's pictures and instance labels there; nothing is to be prepared.",
+    ),
+)
+
+register_all()
