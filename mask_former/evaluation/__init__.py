@@ -1,0 +1,38 @@
+"""Evaluators by type of data set, panoptic quality, semantic scores; runnable on saved predictions."""
+
+from .build import EVALUATORS, build_evaluators
+from .check import check_ground_truth
+from .instances import InstanceEvaluator
+from .labels import id_to_rgb, read_label_map, read_panoptic_map, rgb_to_id
+from .panoptic import PanopticEvaluator
+from .panoptic_quality import (
+    PanopticCounts,
+    Segments,
+    count_picture,
+    panoptic_scores,
+    segments_from_info,
+    sum_counts,
+)
+from .semantic import SemanticEvaluator
+from .semantic_scores import SemanticCounts, semantic_scores
+
+__all__ = [
+    "EVALUATORS",
+    "InstanceEvaluator",
+    "PanopticCounts",
+    "PanopticEvaluator",
+    "Segments",
+    "SemanticCounts",
+    "SemanticEvaluator",
+    "build_evaluators",
+    "check_ground_truth",
+    "count_picture",
+    "id_to_rgb",
+    "panoptic_scores",
+    "read_label_map",
+    "read_panoptic_map",
+    "rgb_to_id",
+    "segments_from_info",
+    "semantic_scores",
+    "sum_counts",
+]

@@ -60,14 +60,15 @@ def panoptic_classes(dataset_name: str) -> PanopticClasses:
             + (f", shared {sorted(clash)}." if clash else ".")
         )
     names = [
-        _name(metadata, "thing_classes" if index in thing_indices else "stuff_classes", index)
+        class_name(metadata, "thing_classes" if index in thing_indices else "stuff_classes", index)
         for index in range(len(dataset_id_of))
     ]
     is_thing = np.array([index in thing_indices for index in range(len(names))], np.bool_)
     return PanopticClasses(names, is_thing, [dataset_id_of[index] for index in range(len(names))])
 
 
-def _name(metadata: Metadata, key: str, index: int) -> str:
+def class_name(metadata: Metadata, key: str, index: int) -> str:
+    """Return the name of a class from `thing_classes` or `stuff_classes`, or its number where it has none."""
     names = metadata_value(metadata, key, "class names by class index")
     return str(names[index]) if index < len(names) else f"class {index}"
 
