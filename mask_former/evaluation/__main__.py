@@ -1,0 +1,158 @@
+"""Score saved predictions: `python -m mask_former.evaluation --pred ... --gt ...`."""
+
+import argparse
+import json
+import logging
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from .ground_truth import SemanticClasses, pictures_by_file, semantic_classes
+from .saved import Scores, dataset_file, kind_of_predictions, load_json
+from .saved_instances import score_instances
+from .saved_panoptic import score_panoptic
+from .saved_semantic import label_files, pictures_by_stem, score_semantic
+from .tables import class_table, overall_table, panoptic_table
+
+EXAMPLES = """
+what --pred may be, and its --gt:
+  predictions.json with PNG folder (COCO panoptic)   panoptic JSON (with its PNG folder)      PQ, SQ, RQ
+  folder of label PNG or TIFF files                  folder of label files of the same names  mIoU, PQ
+  sem_seg_predictions.json (run lengths)             folder of label files                    mIoU, PQ
+  coco_instances_results.json (COCO results)         COCO instance JSON                       AP
+
+examples:
+  python -m mask_former.evaluation --pred out/predictions.json --gt annotations/panoptic_val2017.json
+  python -m mask_former.evaluation --pred labels/ --gt annotations/val/ --num-classes 150
+  python -m mask_former.evaluation --pred inference/sem_seg_predictions.json --dataset ade20k_sem_seg_val
+"""
+
+
+def argument_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m mask_former.evaluation",
+        description="Score saved predictions against ground truth, without a model.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--pred", type=Path, required=True, help="predictions: a JSON file or a folder")
+    truth = parser.add_mutually_exclusive_group(required=True)
+    truth.add_argument("--gt", type=Path, help="ground truth: a JSON file or a folder")
+    truth.add_argument("--dataset", help="a registered data set to take ground truth and classes from")
+    parser.add_argument(
+        "--task", choices=["panoptic", "semantic", "instance"], help="default: by the content of --pred"
+    )
+    parser.add_argument(
+        "--pred-folder", type=Path, help="PNG files of a panoptic --pred (default: beside it)"
+    )
+    parser.add_argument("--gt-folder", type=Path, help="PNG files of a panoptic --gt (default: near it)")
+    parser.add_argument(
+        "--num-classes", type=int, help="classes of label files, if --class-names is not given"
+    )
+    parser.add_argument(
+        "--class-names",
+        type=Path,
+        help="JSON list of class names, or of objects with a 'name', in label order",
+    )
+    parser.add_argument("--ignore-label", type=int, default=255, help="label that is void (default: 255)")
+    parser.add_argument(
+        "--void-is-background",
+        action="store_true",
+        help="count a class predicted on void as a mistake (always so with a single class)",
+    )
+    parser.add_argument("--per-class", action="store_true", help="print a row for each class, too")
+    parser.add_argument("--json", type=Path, metavar="OUT", help="write all scores to this file")
+    return parser
+
+
+def score(arguments: argparse.Namespace) -> Scores:
+    """Return the scores that a command line asks for."""
+    for path in (arguments.pred, arguments.gt):
+        if path is not None and not path.exists():
+            raise FileNotFoundError(f"{path} does not exist.")
+    task = arguments.task or {
+        "labels": "semantic",
+        "semantic": "semantic",
+        "panoptic": "panoptic",
+        "instances": "instance",
+    }.get(kind_of_predictions(arguments.pred))
+    if task == "semantic":
+        return _semantic(arguments)
+    dataset = arguments.dataset
+    if task == "instance":
+        return score_instances(arguments.pred, arguments.gt or dataset_file(dataset, "json_file"))
+    truth_folder = arguments.gt_folder or (dataset_file(dataset, "panoptic_root") if dataset else None)
+    truth = arguments.gt or dataset_file(dataset, "panoptic_json")
+    return score_panoptic(arguments.pred, truth, arguments.pred_folder, truth_folder)
+
+
+def _semantic(arguments: argparse.Namespace) -> Scores:
+    if arguments.dataset:
+        pictures = pictures_by_file(arguments.dataset)
+        from_panoptic = not any("sem_seg_file_name" in picture for picture in pictures.values())
+        classes = semantic_classes(arguments.dataset, from_panoptic)
+        by_stem = pictures_by_stem(pictures)
+    else:
+        if not arguments.gt.is_dir():
+            raise ValueError(f"{arguments.gt}: semantic ground truth must be a folder of label files.")
+        by_stem = label_files(arguments.gt)
+        names = _class_names(arguments)
+        classes = SemanticClasses(names, arguments.ignore_label, list(range(len(names))))
+    void_is_background = arguments.void_is_background or len(classes.names) == 1
+    return score_semantic(arguments.pred, by_stem, classes, void_is_background)
+
+
+def _class_names(arguments: argparse.Namespace) -> list[str]:
+    if arguments.class_names is None:
+        if arguments.num_classes is None:
+            raise ValueError(
+                "Label files do not say how many classes there are: give --num-classes or --class-names."
+            )
+        return [str(index) for index in range(arguments.num_classes)]
+    content = load_json(arguments.class_names)
+    names = [entry["name"] if isinstance(entry, dict) else str(entry) for entry in content]
+    if arguments.num_classes not in (None, len(names)):
+        raise ValueError(
+            f"{arguments.class_names}: holds {len(names)} class names, "
+            f"but --num-classes is {arguments.num_classes}."
+        )
+    return names
+
+
+def report(scores: Scores, per_class: bool) -> str:
+    """Return scores as tables."""
+    parts = []
+    for task, values in scores.items():
+        parts.append(f"{task}\n" + (panoptic_table if task == "panoptic_seg" else overall_table)(values))
+        if per_class:
+            keys = list(dict.fromkeys(key.split("-", 1)[0] for key in values if "-" in key))
+            names = [key.split("-", 1)[1] for key in values if key.startswith(f"{keys[0]}-")]
+            parts.append(class_table(values, keys, names))
+    return "\n\n".join(parts) + "\n"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Score, print and write; return the exit status."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    arguments = argument_parser().parse_args(argv)
+    try:
+        scores = score(arguments)
+    except (ValueError, KeyError, OSError) as error:
+        message = error.args[0] if isinstance(error, KeyError) and error.args else error
+        sys.stderr.write(f"error: {message}\n")
+        return 1
+    sys.stdout.write(report(scores, arguments.per_class))
+    if arguments.json is not None:
+        # JSON has no NaN.
+        plain = {
+            task: {key: None if math.isnan(value) else value for key, value in values.items()}
+            for task, values in scores.items()
+        }
+        arguments.json.write_text(json.dumps(plain, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
