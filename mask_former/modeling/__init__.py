@@ -2,5 +2,6 @@
 
 from . import head as head
 from . import mask_former as mask_former
+from . import matcher as matcher
 from . import per_pixel as per_pixel
 from . import swin as swin

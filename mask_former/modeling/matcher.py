@@ -1,0 +1,165 @@
+"""Which query answers for which segment: the assignment that costs least."""
+
+from collections.abc import Sequence
+from itertools import islice
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from detectron2.config import CfgNode, configurable
+from detectron2.utils.registry import Registry
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+from mask_former.modeling.losses import full_precision, pairwise_dice, pairwise_focal
+from mask_former.modeling.structures import Prediction, Target
+
+MATCHER_REGISTRY = Registry("MATCHER")
+MATCHER_REGISTRY.__doc__ = """
+Matchers, chosen by MODEL.MASK_FORMER.MATCHER_NAME. Built with the config; called as `HungarianMatcher` is.
+"""
+
+# For each supervised layer, for each image: (query_index, segment_index).
+Matching = list[list[tuple[Tensor, Tensor]]]
+
+
+def build_matcher(cfg: CfgNode) -> "HungarianMatcher":
+    """Return the matcher named by MODEL.MASK_FORMER.MATCHER_NAME."""
+    name = cfg.MODEL.MASK_FORMER.MATCHER_NAME
+    if name not in MATCHER_REGISTRY:
+        known = ", ".join(sorted(known for known, _ in MATCHER_REGISTRY))
+        raise KeyError(f"MODEL.MASK_FORMER.MATCHER_NAME is {name!r}, but must be one of: {known}.")
+    return MATCHER_REGISTRY.get(name)(cfg)
+
+
+@MATCHER_REGISTRY.register()
+class HungarianMatcher:
+    """One-to-one matching of queries with segments, of least total cost, for each layer and image by itself.
+
+    The cost of a pair is a weighted sum of -p(class of the segment), focal and dice, on the mask grid.
+    """
+
+    @configurable
+    def __init__(self, *, class_weight: float = 1.0, mask_weight: float, dice_weight: float) -> None:
+        self.class_weight = class_weight
+        self.mask_weight = mask_weight
+        self.dice_weight = dice_weight
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, float]:
+        """Return the constructor's arguments: the weights of the losses, which also weigh the costs."""
+        return {
+            "mask_weight": cfg.MODEL.MASK_FORMER.MASK_WEIGHT,
+            "dice_weight": cfg.MODEL.MASK_FORMER.DICE_WEIGHT,
+        }
+
+    @torch.no_grad()
+    def __call__(self, predictions: Sequence[Prediction], targets: Sequence[Target]) -> Matching:
+        """Return, for each layer and image, `(query_index, segment_index)`.
+
+        Both are (min(Q, M),) int64 on the predictions' device; no query and no segment appears twice.
+        All costs of the step go to the host in one transfer, which is the only wait for the device.
+
+        Raises:
+            ValueError: a label is no class, or a cost is not finite.
+        """
+        costs = self.costs(predictions, targets)
+        on_host = _to_host(costs)
+        if not all(np.isfinite(cost).all() for layer in on_host for cost in layer):
+            raise ValueError(_complaint(predictions, targets, on_host))
+        pairs = [[np.stack(linear_sum_assignment(cost)) for cost in layer] for layer in on_host]
+        return _to_device(pairs, predictions[-1].mask_logits.device)
+
+    @torch.no_grad()
+    def costs(self, predictions: Sequence[Prediction], targets: Sequence[Target]) -> list[list[Tensor]]:
+        """Return, for each layer and image, the cost (Q, M) of every pair, float32.
+
+        Where a label is outside 0..K-1 it is NaN, so that finding one needs no transfer of its own.
+        """
+        on_grid = [_on_mask_grid(target, predictions[-1].mask_logits.shape[-2:]) for target in targets]
+        return [
+            [
+                self._image_costs(class_logits, mask_logits, target.labels, *grid)
+                for class_logits, mask_logits, target, grid in zip(*prediction, targets, on_grid, strict=True)
+            ]
+            for prediction in predictions
+        ]
+
+    def _image_costs(
+        self, class_logits: Tensor, mask_logits: Tensor, labels: Tensor, masks: Tensor, valid: Tensor | None
+    ) -> Tensor:
+        num_classes = class_logits.shape[-1] - 1
+        # Indices are clamped because a bad one would end a CUDA process with no useful word.
+        probability = full_precision(class_logits).softmax(-1)[:, labels.clamp(0, num_classes - 1)]
+        class_cost = (-probability).masked_fill((labels < 0) | (labels >= num_classes), torch.nan)
+        pixel_logits = mask_logits.flatten(1)
+        focal = pairwise_focal(pixel_logits, masks, valid)
+        dice = pairwise_dice(pixel_logits, masks, valid)
+        return self.class_weight * class_cost + self.mask_weight * focal + self.dice_weight * dice
+
+
+def _on_mask_grid(target: Target, size: torch.Size) -> tuple[Tensor, Tensor | None]:
+    """Masks (M, h * w) uint8 and valid pixels (h * w,) bool of the target, by torch's "nearest" rule."""
+    masks = target.masks.to(torch.bool).view(torch.uint8)
+    resized = F.interpolate(masks[:, None], size=size, mode="nearest").flatten(1)
+    if target.valid is None:
+        return resized, None
+    valid = F.interpolate(target.valid.view(torch.uint8)[None, None], size=size, mode="nearest")
+    return resized, valid.flatten().to(torch.bool)
+
+
+def _to_host(costs: list[list[Tensor]]) -> list[list[np.ndarray]]:
+    """The same costs as arrays, by one transfer."""
+    values = torch.cat([cost.flatten() for layer in costs for cost in layer]).cpu().numpy()
+    on_host: list[list[np.ndarray]] = []
+    first = 0
+    for layer in costs:
+        on_host.append([])
+        for cost in layer:
+            on_host[-1].append(values[first : first + cost.numel()].reshape(cost.shape))
+            first += cost.numel()
+    return on_host
+
+
+def _to_device(pairs: list[list[np.ndarray]], device: torch.device) -> Matching:
+    """Pairs (2, N) of indices as tensors, by one transfer that the host does not wait for."""
+    images = [pair for layer in pairs for pair in layer]
+    flat = torch.from_numpy(np.concatenate(images, axis=1).astype(np.int64, copy=False))
+    if device.type == "cuda":
+        flat = flat.pin_memory()
+    pieces = flat.to(device, non_blocking=True).split([pair.shape[1] for pair in images], dim=1)
+    rest = iter(pieces)
+    return [[(pair[0], pair[1]) for pair in islice(rest, len(layer))] for layer in pairs]
+
+
+def _complaint(
+    predictions: Sequence[Prediction], targets: Sequence[Target], costs: list[list[np.ndarray]]
+) -> str:
+    """What is wrong where a cost is not finite, and what to do."""
+    num_classes = predictions[-1].class_logits.shape[-1] - 1
+    for image, target in enumerate(targets):
+        bad = sorted({label for label in target.labels.tolist() if not 0 <= label < num_classes})
+        if bad:
+            return (
+                f"Image {image} of the batch has segments with label {', '.join(map(str, bad))}; the model "
+                f"has classes 0..{num_classes - 1}. Set MODEL.SEM_SEG_HEAD.NUM_CLASSES to the number of "
+                "classes, or give such pixels the data set's ignore label."
+            )
+    layer, image = next(
+        (layer, image)
+        for layer, images in enumerate(costs)
+        for image, cost in enumerate(images)
+        if not np.isfinite(cost).all()
+    )
+    class_logits = predictions[layer].class_logits[image]
+    blame_classes = not bool(class_logits.isfinite().all())
+    logits = class_logits if blame_classes else predictions[layer].mask_logits[image]
+    return (
+        f"Matching costs of image {image} of the batch at decoder layer {layer} of {len(predictions)} are "
+        f"not finite, because of its {'class' if blame_classes else 'mask'} logits: "
+        f"{int((~logits.isfinite()).sum())} of {logits.numel()} are NaN or infinite, "
+        f"the largest of the others is {float(logits.nan_to_num(0, 0, 0).abs().max()):.3g} ({logits.dtype}). "
+        "Usual remedies: lower SOLVER.BASE_LR or warm up longer, enable SOLVER.CLIP_GRADIENTS, set "
+        "SOLVER.AMP.DTYPE to bfloat16 or SOLVER.AMP.ENABLED to False; look for NaN in pictures and in "
+        "loaded weights."
+    )
