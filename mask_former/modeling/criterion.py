@@ -1,0 +1,159 @@
+"""The losses of a step: match, score, weight and name, layer by layer."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from detectron2.utils import comm
+from torch import Tensor, nn
+
+from mask_former.modeling.losses import full_precision, mask_losses
+from mask_former.modeling.structures import Prediction, Target
+
+Pairs = tuple[Tensor, Tensor]
+Matcher = Callable[[Sequence[Prediction], Sequence[Target]], list[list[Pairs]]]
+
+
+class Normalizers(NamedTuple):
+    """What the sums over a step are divided by.
+
+    num_masks: segments a process has, averaged over processes, at least 1: divides the mask losses.
+    segment_counts: M of each image of this process. How many of its queries are matched, min(Q, M), follows,
+        and so does the sum of class weights, which divides the class loss.
+    """
+
+    num_masks: float | Tensor
+    segment_counts: Sequence[int]
+
+    def class_weight_sum(self, num_queries: int, no_object_weight: float) -> float:
+        """Return the sum of the class weights of all queries of all images, matched ones weighing 1."""
+        matched = sum(min(count, num_queries) for count in self.segment_counts)
+        unmatched = num_queries * len(self.segment_counts) - matched
+        weight_sum = matched + no_object_weight * unmatched
+        # Where nothing weighs anything, every term is 0, and so shall be the loss.
+        return weight_sum if weight_sum > 0 else 1.0
+
+
+class SetCriterion(nn.Module):
+    """Weighted losses of all supervised layers against the segments of each image."""
+
+    empty_weight: Tensor
+
+    def __init__(
+        self,
+        *,
+        num_classes: int,
+        matcher: Matcher,
+        class_weight: float = 1.0,
+        mask_weight: float,
+        dice_weight: float,
+        no_object_weight: float,
+    ) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.matcher = matcher
+        self.class_weight = class_weight
+        self.mask_weight = mask_weight
+        self.dice_weight = dice_weight
+        self.no_object_weight = no_object_weight
+        weights = torch.ones(num_classes + 1)
+        weights[num_classes] = no_object_weight
+        # Follows from the configuration, so it is no part of a checkpoint.
+        self.register_buffer("empty_weight", weights, persistent=False)
+
+    def normalizers(self, segment_counts: Sequence[int]) -> Normalizers:
+        """Return the normalisers of a step, for `forward`; no wait for the device.
+
+        Every process has to call it equally often, since the processes add up their segments.
+
+        Args:
+            segment_counts: M of every image that this process sees in the step.
+        """
+        own = float(sum(segment_counts))
+        processes = comm.get_world_size()
+        if processes == 1:
+            return Normalizers(max(own, 1.0), segment_counts)
+        total = torch.full((), own, device=self.empty_weight.device)
+        dist.all_reduce(total)
+        return Normalizers((total / processes).clamp(min=1), segment_counts)
+
+    def forward(
+        self,
+        predictions: Sequence[Prediction],
+        targets: Sequence[Target],
+        normalizers: Normalizers | None = None,
+    ) -> dict[str, Tensor]:
+        """Return the weighted losses, scalars.
+
+        Args:
+            predictions: L layers, answer last.
+            targets: one an image, all padded to the same H, W.
+            normalizers: those of the whole step, where these images are a part of it: then the losses of the
+                parts add up to those of one big batch (padded to the same size: padding counts). By default
+                these images are the step.
+
+        Returns:
+            `loss_ce`, `loss_mask`, `loss_dice` of the last layer; those of earlier ones end in `_0`, `_1`, …
+            Without any segment the mask losses are 0, with a graph.
+        """
+        found = predictions[-1].class_logits.shape[-1] - 1
+        if found != self.num_classes:
+            raise ValueError(
+                f"Predictions have {found} classes, the criterion {self.num_classes}. "
+                "Build both with the same MODEL.SEM_SEG_HEAD.NUM_CLASSES."
+            )
+        if normalizers is None:
+            normalizers = self.normalizers([len(target.labels) for target in targets])
+        matching = self.matcher(predictions, targets)
+        losses = {}
+        for layer, (prediction, pairs) in enumerate(zip(predictions, matching, strict=True)):
+            suffix = "" if layer == len(predictions) - 1 else f"_{layer}"
+            for name, loss in self._layer_losses(prediction, targets, pairs, normalizers).items():
+                losses[name + suffix] = loss
+        return losses
+
+    def _layer_losses(
+        self,
+        prediction: Prediction,
+        targets: Sequence[Target],
+        pairs: Sequence[Pairs],
+        normalizers: Normalizers,
+    ) -> dict[str, Tensor]:
+        image_index = torch.cat([torch.full_like(query, image) for image, (query, _) in enumerate(pairs)])
+        query_index = torch.cat([query for query, _ in pairs])
+        labels = [target.labels[segment] for target, (_, segment) in zip(targets, pairs, strict=True)]
+        class_loss = self._class_loss(
+            prediction.class_logits, image_index, query_index, torch.cat(labels), normalizers
+        )
+
+        # Gathered once a layer: a gather an image would make a gradient of all (B, Q, h, w) for each.
+        matched = prediction.mask_logits[image_index, query_index]
+        image_logits = matched.split([len(query) for query, _ in pairs])
+        sums = [
+            mask_losses(logits, target.masks, segment, target.valid)
+            for logits, target, (_, segment) in zip(image_logits, targets, pairs, strict=True)
+        ]
+        focal, dice = (torch.stack(values).sum() for values in zip(*sums, strict=True))
+        return {
+            "loss_ce": self.class_weight * class_loss,
+            "loss_mask": focal * (self.mask_weight / normalizers.num_masks),
+            "loss_dice": dice * (self.dice_weight / normalizers.num_masks),
+        }
+
+    def _class_loss(
+        self,
+        class_logits: Tensor,
+        image_index: Tensor,
+        query_index: Tensor,
+        labels: Tensor,
+        normalizers: Normalizers,
+    ) -> Tensor:
+        """Weighted mean, as the weights of the whole step have it, over queries; unmatched are class K."""
+        num_queries = class_logits.shape[1]
+        classes = torch.full_like(class_logits[..., 0], self.num_classes, dtype=torch.int64)
+        classes[image_index, query_index] = labels
+        logits = full_precision(class_logits).transpose(1, 2)  # (B, K+1, Q), as cross_entropy wants it
+        total = F.cross_entropy(logits, classes, self.empty_weight.to(logits.dtype), reduction="sum")
+        return total / normalizers.class_weight_sum(num_queries, self.no_object_weight)
