@@ -1,0 +1,15 @@
+"""MaskFormer on Detectron2: importing the package registers its models and data sets."""
+
+from mask_former import data, modeling
+from mask_former.config import add_mask_former_config, load_config
+from mask_former.modeling.mask_former import MaskFormer
+from mask_former.tta import SemanticSegmentorWithTTA
+
+__all__ = [
+    "MaskFormer",
+    "SemanticSegmentorWithTTA",
+    "add_mask_former_config",
+    "data",
+    "load_config",
+    "modeling",
+]

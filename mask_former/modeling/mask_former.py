@@ -14,7 +14,7 @@ from detectron2.structures import ImageList
 from torch import Tensor, nn
 
 from mask_former import inference
-from mask_former.modeling.criterion import SetCriterion
+from mask_former.modeling.criterion import Normalizers, SetCriterion
 from mask_former.modeling.matcher import build_matcher
 from mask_former.modeling.structures import Prediction, Target
 from mask_former.modeling.targets import padded_target
@@ -138,7 +138,9 @@ class MaskFormer(nn.Module):
         """The device of the model, to which inputs are moved."""
         return self.pixel_mean.device
 
-    def forward(self, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor] | list[dict[str, Any]]:
+    def forward(
+        self, batched_inputs: list[dict[str, Any]], normalizers: Normalizers | None = None
+    ) -> dict[str, Tensor] | list[dict[str, Any]]:
         """Return the losses of a batch (training) or the results of each picture (evaluation).
 
         Args:
@@ -147,6 +149,7 @@ class MaskFormer(nn.Module):
                 `instances` (training): `gt_classes` (M,) int64, `gt_masks` (M, H_i, W_i) bool or `BitMasks`;
                 `valid_mask` (training, optional): (H_i, W_i) bool, False where void;
                 `height`, `width` (evaluation, optional): size of the results, by default that of `image`.
+            normalizers: in training, those of a step of which this batch is a part; see `normalizers`.
 
         Returns:
             In training, weighted losses by name. In evaluation, one dict a picture with what is switched on:
@@ -157,7 +160,7 @@ class MaskFormer(nn.Module):
         images = self.prepare_images([picture["image"] for picture in batched_inputs])
         predictions = self.predict(images.tensor)
         if self.training:
-            return self.criterion(predictions, self.prepare_targets(batched_inputs, images))
+            return self.criterion(predictions, self.prepare_targets(batched_inputs, images), normalizers)
         answer = predictions[-1]
         results = []
         for picture, class_logits, mask_logits, (height, width) in zip(
@@ -171,6 +174,14 @@ class MaskFormer(nn.Module):
             )
             results.append(self.results(class_logits, mask_logits, sizes))
         return results
+
+    def normalizers(self, batched_inputs: list[dict[str, Any]]) -> Normalizers:
+        """Return what the losses of a step over all these pictures are divided by.
+
+        For gradient accumulation: the losses of the parts, each computed with the normalisers of the whole,
+        add up to the losses of the whole.
+        """
+        return self.criterion.normalizers([len(picture["instances"]) for picture in batched_inputs])
 
     def predict(self, images: Tensor) -> list[Prediction]:
         """Return every supervised layer's prediction, the answer last, for pictures from `normalize`.

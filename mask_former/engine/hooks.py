@@ -1,0 +1,150 @@
+"""What happens around the steps of a run: the progress line, stopping on a signal, keeping the best."""
+
+import json
+import logging
+import os
+import resource
+import signal
+from pathlib import Path
+from types import FrameType
+
+import torch
+import torch.distributed as dist
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.engine import HookBase
+from detectron2.utils import comm
+from detectron2.utils.events import EventWriter, get_event_storage
+
+logger = logging.getLogger(__name__)
+
+# What shells report for a process that SIGTERM has ended.
+TERMINATED = 128 + signal.SIGTERM
+
+
+class StopOnSignal(HookBase):
+    """On SIGTERM, finishes the step, saves a checkpoint and ends the process, all processes together."""
+
+    def __init__(self, checkpointer: DetectionCheckpointer) -> None:
+        self.checkpointer = checkpointer
+        self.asked = False
+
+    def before_train(self) -> None:
+        """Catch the signal."""
+        self.previous = signal.signal(signal.SIGTERM, self._ask)
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        self.asked = True
+
+    def after_step(self) -> None:
+        """Stop if any process was asked to."""
+        if not _in_any_process(self.asked):
+            return
+        if comm.is_main_process():
+            self.checkpointer.save(f"model_{self.trainer.iter:07d}")
+        comm.synchronize()
+        logger.warning(
+            "Stopped by SIGTERM after iteration %d, which is saved: --resume goes on", self.trainer.iter
+        )
+        raise SystemExit(TERMINATED)
+
+    def after_train(self) -> None:
+        """Give the signal back."""
+        signal.signal(signal.SIGTERM, self.previous)
+
+
+def _in_any_process(flag: bool) -> bool:
+    if comm.get_world_size() == 1:
+        return flag
+    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+    flags = torch.tensor([int(flag)], device=device)
+    dist.all_reduce(flags, dist.ReduceOp.MAX)
+    return bool(flags.item())
+
+
+class KeepBest(HookBase):
+    """After each evaluation, keeps the weights as model_best.pth if their metric is the highest so far.
+
+    The value stands in model_best.json, where a resumed run finds it. Runs on the main process, after the
+    hook that evaluates.
+    """
+
+    def __init__(self, checkpointer: DetectionCheckpointer, metric: str) -> None:
+        self.checkpointer = checkpointer
+        self.metric = metric
+        self.record = Path(checkpointer.save_dir) / "model_best.json"
+        self.seen_at = -1
+
+    def before_train(self) -> None:
+        """Take over the record of the run that is resumed; a new run starts without."""
+        is_resumed = self.trainer.start_iter > 0 and self.record.exists()
+        self.best = json.loads(self.record.read_text())["value"] if is_resumed else float("-inf")
+
+    def after_step(self) -> None:
+        """Look for a new value."""
+        self._compare()
+
+    def after_train(self) -> None:
+        """Look for the value of the last evaluation, which runs after the last step."""
+        self._compare()
+
+    def _compare(self) -> None:
+        latest = get_event_storage().latest()
+        if self.metric not in latest:
+            if any("/" in name for name in latest):
+                known = sorted(name for name in latest if "/" in name)
+                raise KeyError(f"TEST.BEST_METRIC is {self.metric!r}, expected one of {known}")
+            return
+        value, iteration = latest[self.metric]
+        if iteration == self.seen_at:
+            return
+        self.seen_at = iteration
+        if value > self.best:
+            self.best = value
+            self.checkpointer.save("model_best", tag_last=False, **{self.metric: float(value)})
+            record = {"metric": self.metric, "value": float(value), "iteration": int(iteration)}
+            self.record.write_text(json.dumps(record) + "\n")
+            logger.info("Best %s so far: %.4f, kept as model_best.pth", self.metric, value)
+
+
+class ProgressLine(EventWriter):
+    """Logs where the run is: time left, losses, pictures a second, waiting for data, rate, memory."""
+
+    def __init__(self, max_iter: int, pictures_per_step: int) -> None:
+        self.max_iter = max_iter
+        self.pictures_per_step = pictures_per_step
+
+    def write(self) -> None:
+        """Log one line for the latest iterations."""
+        storage = get_event_storage()
+        histories = storage.histories()
+        if storage.iter >= self.max_iter or "time" not in histories:
+            return  # after the last step, or before anything was timed
+        step_time = histories["time"].median(20)
+        losses = {name: history.median(20) for name, history in histories.items() if _is_total(name)}
+        hours, seconds = divmod(int(step_time * (self.max_iter - storage.iter - 1)), 3600)
+        logger.info(
+            "iter %d/%d  eta %d:%02d:%02d  %s  images/s %.1f  step %.3fs  data %.3fs  lr %.3g  memory %d MB",
+            storage.iter + 1,
+            self.max_iter,
+            hours,
+            *divmod(seconds, 60),
+            "  ".join(f"{name} {value:.4g}" for name, value in losses.items()),
+            self.pictures_per_step / step_time,
+            step_time,
+            histories["data_time"].median(20),
+            histories["lr"].latest(),
+            peak_memory() // 2**20,
+        )
+
+
+def _is_total(name: str) -> bool:
+    """Whether a loss is worth a place in the line: the sum and the last layer's, not those of each layer."""
+    return name == "total_loss" or (name.startswith("loss") and not name.rpartition("_")[2].isdigit())
+
+
+def peak_memory() -> int:
+    """Return the largest memory so far, in bytes: of the GPU where there is one, else of this process."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    unit = 1 if os.uname().sysname == "Darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -1,0 +1,181 @@
+"""One training step: a batch, its gradient in one part or several, a look at the losses, new weights."""
+
+import json
+import logging
+import math
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from detectron2.config import CfgNode
+from detectron2.engine import SimpleTrainer
+from detectron2.utils import comm
+from detectron2.utils.events import get_event_storage
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
+
+from mask_former.data.loader import build_train_loader, training_seed
+
+logger = logging.getLogger(__name__)
+
+Batch = list[dict[str, Any]]
+AMP_TYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+class TrainingData:
+    """The batches of a run from `start_iteration` on; the loader starts with the first batch asked for.
+
+    So that a checkpoint, which is read after the trainer is built, can still set seed and start.
+    """
+
+    def __init__(self, cfg: CfgNode) -> None:
+        self.cfg = cfg
+        self.seed = training_seed(cfg)
+        self.start_iteration = 0
+
+    def __iter__(self) -> Iterator[Batch]:
+        yield from build_train_loader(self.cfg, start_iteration=self.start_iteration, seed=self.seed)
+
+
+class TrainStep(SimpleTrainer):
+    """Detectron2's step with accumulation, either kind of mixed precision, and a guard against NaN.
+
+    The generator that dropout draws from is seeded anew at each step, from seed, rank and iteration, so
+    that a resumed run goes on exactly as an unbroken one, and an evaluation in between changes nothing.
+    """
+
+    def __init__(self, cfg: CfgNode, model: nn.Module, data: TrainingData, optimizer: Optimizer) -> None:
+        super().__init__(model, data, optimizer)
+        self.accumulate = cfg.SOLVER.ACCUMULATE
+        self.amp_type = _amp_type(cfg)
+        self.report_folder = Path(cfg.OUTPUT_DIR)
+        self.device_type = next(model.parameters()).device.type
+        # Does nothing unless enabled.
+        self.grad_scaler = torch.amp.GradScaler(self.device_type, enabled=self.amp_type == torch.float16)
+        pictures, parts = cfg.SOLVER.IMS_PER_BATCH, comm.get_world_size() * self.accumulate
+        if self.accumulate < 1 or pictures % parts:
+            raise ValueError(
+                f"SOLVER.IMS_PER_BATCH is {pictures}, expected a multiple of {parts} "
+                f"({comm.get_world_size()} processes x SOLVER.ACCUMULATE {self.accumulate})"
+            )
+
+    def run_step(self) -> None:
+        """Train on one batch."""
+        start = time.perf_counter()
+        batch = next(self._data_loader_iter)
+        data_time = time.perf_counter() - start
+        torch.manual_seed(step_seed(self.data_loader.seed, comm.get_rank(), self.iter))
+        self.optimizer.zero_grad()
+        losses = self._backward(batch)
+        self._look_at(losses, batch)
+        get_event_storage().put_scalar("data_time", data_time)
+        self.grad_scaler.step(self.optimizer)
+        self.grad_scaler.update()
+
+    def _backward(self, batch: Batch) -> dict[str, Tensor]:
+        """Add the gradient of the whole batch to the parameters and return its losses, detached."""
+        size = len(batch) // self.accumulate
+        parts = [batch[first : first + size] for first in range(0, len(batch), size)]
+        summed: dict[str, Tensor] = {}
+        for number, (part, arguments, weight) in enumerate(self._shares(parts)):
+            is_last = number == len(parts) - 1
+            with (
+                self._synchronized(is_last),
+                torch.autocast(self.device_type, self.amp_type, enabled=self.amp_type is not None),
+            ):
+                losses = {name: loss * weight for name, loss in self.model(part, **arguments).items()}
+                # Summed inside: DistributedDataParallel has to see the backward pass in the same context.
+                self.grad_scaler.scale(sum(losses.values())).backward()
+            for name, loss in losses.items():
+                summed[name] = summed.get(name, 0) + loss.detach()
+        return summed
+
+    def _shares(self, parts: Sequence[Batch]) -> list[tuple[Batch, dict[str, Any], float | Tensor]]:
+        """Return for each part the model's extra arguments and the factor on its losses.
+
+        With them, the losses of the parts add up to those of the whole batch.
+        """
+        if len(parts) == 1:
+            return [(parts[0], {}, 1.0)]
+        model = self.model.module if isinstance(self.model, DistributedDataParallel) else self.model
+        if hasattr(model, "normalizers"):
+            whole = model.normalizers([picture for part in parts for picture in part])
+            return [(part, {"normalizers": whole}, 1.0) for part in parts]
+        # The per-pixel models: a mean over the pixels that have a label.
+        ignore = model.sem_seg_head.ignore_value
+        labelled = [sum(int((picture["sem_seg"] != ignore).sum()) for picture in part) for part in parts]
+        return [
+            (part, {}, count / max(sum(labelled), 1)) for part, count in zip(parts, labelled, strict=True)
+        ]
+
+    def _synchronized(self, is_last: bool) -> Any:
+        """Gradients travel between processes once a step, with the last part."""
+        if isinstance(self.model, DistributedDataParallel) and not is_last:
+            return self.model.no_sync()
+        return nullcontext()
+
+    def _look_at(self, losses: dict[str, Tensor], batch: Batch) -> None:
+        """Log the losses, averaged over processes, and stop the run where they are not finite."""
+        own = torch.stack(list(losses.values())).float()
+        mean = own.clone()
+        if comm.get_world_size() > 1:
+            dist.all_reduce(mean)
+            mean /= comm.get_world_size()
+        values = dict(zip(losses, mean.tolist(), strict=True))
+        total = sum(values.values())
+        if not math.isfinite(total):
+            file = self._report(dict(zip(losses, own.tolist(), strict=True)), batch)
+            raise FloatingPointError(
+                f"The loss is {total} at iteration {self.iter}: the batch, each loss, the learning rate and "
+                f"the gradient norm are in {file}. Look at those pictures and labels, lower "
+                "SOLVER.BASE_LR or set SOLVER.AMP.ENABLED False, then --resume."
+            )
+        storage = get_event_storage()
+        storage.put_scalar("total_loss", total)
+        storage.put_scalars(**values)
+
+    def _report(self, losses: dict[str, float], batch: Batch) -> Path:
+        """Write what there is to know of a step with a loss that is not finite, and return the file."""
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        norm = nn.utils.get_total_norm(gradients) / self.grad_scaler.get_scale()
+        report = {
+            "iteration": self.iter,
+            "files": [picture.get("file_name", "") for picture in batch],
+            "losses": losses,
+            "learning_rates": sorted({group["lr"] for group in self.optimizer.param_groups}),
+            "gradient_norm": float(norm),
+        }
+        file = self.report_folder / f"not_finite_{self.iter:07d}_rank{comm.get_rank()}.json"
+        file.write_text(json.dumps(report, indent=1) + "\n")
+        return file
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what has to go on in a resumed run."""
+        state = super().state_dict()
+        return {**state, "grad_scaler": self.grad_scaler.state_dict(), "seed": self.data_loader.seed}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over what `state_dict` gave; a scaler's state only if this run has one too."""
+        super().load_state_dict(state_dict)
+        self.data_loader.seed = state_dict.get("seed", self.data_loader.seed)
+        if self.grad_scaler.is_enabled() and state_dict.get("grad_scaler"):
+            self.grad_scaler.load_state_dict(state_dict["grad_scaler"])
+
+
+def step_seed(seed: int, rank: int, iteration: int) -> int:
+    """Return the seed of a step's random numbers, another for each seed, rank and iteration."""
+    low, high = np.random.SeedSequence((seed, rank, iteration)).generate_state(2).tolist()
+    return (high << 32 | low) & (2**63 - 1)
+
+
+def _amp_type(cfg: CfgNode) -> torch.dtype | None:
+    """Return the type that autocast uses, or None where mixed precision is off."""
+    if cfg.SOLVER.AMP.DTYPE not in AMP_TYPES:
+        raise ValueError(f"SOLVER.AMP.DTYPE is {cfg.SOLVER.AMP.DTYPE!r}, expected one of {sorted(AMP_TYPES)}")
+    return AMP_TYPES[cfg.SOLVER.AMP.DTYPE] if cfg.SOLVER.AMP.ENABLED else None

@@ -1,0 +1,165 @@
+"""The trainer of train_net.py: Detectron2's, with the project's data, solver, step and evaluators."""
+
+import logging
+import weakref
+from argparse import Namespace
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.engine import DefaultTrainer, create_ddp_model, default_setup, hooks
+from detectron2.engine.hooks import HookBase
+from detectron2.engine.train_loop import TrainerBase
+from detectron2.evaluation import DatasetEvaluator, verify_results
+from detectron2.utils import comm
+from detectron2.utils.events import EventWriter, JSONWriter, TensorboardXWriter
+from detectron2.utils.logger import setup_logger
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from mask_former.checkpoint import Checkpointer
+from mask_former.config import load_config
+from mask_former.data.loader import build_test_loader
+from mask_former.engine.hooks import KeepBest, ProgressLine, StopOnSignal
+from mask_former.engine.step import TrainingData, TrainStep
+from mask_former.evaluation import build_evaluators, check_ground_truth
+from mask_former.solver import build_lr_scheduler, build_optimizer
+from mask_former.tta import SemanticSegmentorWithTTA
+
+logger = logging.getLogger(__name__)
+
+# Iterations between two progress lines and two entries of the log files.
+LOG_PERIOD = 20
+
+
+class Trainer(DefaultTrainer):
+    """Trains, evaluates, saves and resumes the model of a configuration."""
+
+    def __init__(self, cfg: CfgNode) -> None:
+        TrainerBase.__init__(self)  # DefaultTrainer's own constructor would build its own step
+        cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
+        model = self.build_model(cfg)
+        optimizer = self.build_optimizer(cfg, model)
+        model = create_ddp_model(model, broadcast_buffers=False)
+        self._trainer = TrainStep(cfg, model, TrainingData(cfg), optimizer)
+        self.scheduler = self.build_lr_scheduler(cfg, optimizer)
+        self.checkpointer = Checkpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
+        self.start_iter = 0
+        self.max_iter = cfg.SOLVER.MAX_ITER
+        self.cfg = cfg
+        self.register_hooks(self.build_hooks())
+
+    def resume_or_load(self, resume: bool = True) -> None:
+        """Go on from the last checkpoint in OUTPUT_DIR, if asked and possible, else load MODEL.WEIGHTS."""
+        if resume and not self.checkpointer.has_checkpoint():
+            folder, weights = self.cfg.OUTPUT_DIR, self.cfg.MODEL.WEIGHTS
+            logger.warning("Nothing to resume in %s: starting from MODEL.WEIGHTS %r", folder, weights)
+        super().resume_or_load(resume)
+        self._trainer.data_loader.start_iteration = self.start_iter
+
+    def train(self) -> Any:
+        """Train to the end and return the last evaluation's results, or None where there was none."""
+        if self.start_iter >= self.max_iter:
+            logger.warning(
+                "Nothing to train: %s holds %d of %d iterations. Raise SOLVER.MAX_ITER to go on, or use "
+                "--eval-only for its scores.",
+                self.cfg.OUTPUT_DIR,
+                self.start_iter,
+                self.max_iter,
+            )
+            return None
+        check_ground_truth(self.cfg, self.cfg.DATASETS.TEST)
+        super().train()
+        return getattr(self, "_last_eval_results", None)
+
+    def build_hooks(self) -> list[HookBase]:
+        """Return what happens around the steps, in the order in which it happens."""
+        cfg = self.cfg
+        is_main = comm.is_main_process()
+        result = [hooks.IterationTimer(), hooks.LRScheduler()]
+        if is_main:
+            result.append(hooks.PeriodicCheckpointer(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD))
+        # After the checkpoint, so that a failing evaluation loses nothing.
+        result.append(hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self._evaluate))
+        if is_main and cfg.TEST.BEST_METRIC:
+            result.append(KeepBest(self.checkpointer, cfg.TEST.BEST_METRIC))
+        if is_main:
+            result.append(hooks.PeriodicWriter(self.build_writers(), period=LOG_PERIOD))
+        return [*result, StopOnSignal(self.checkpointer)]
+
+    def _evaluate(self) -> OrderedDict:
+        self._last_eval_results = self.test(self.cfg, self.model)
+        return self._last_eval_results
+
+    def build_writers(self) -> list[EventWriter]:
+        """Return the progress line, metrics.json and TensorBoard's files."""
+        folder = Path(self.cfg.OUTPUT_DIR)
+        return [
+            ProgressLine(self.max_iter, self.cfg.SOLVER.IMS_PER_BATCH),
+            JSONWriter(str(folder / "metrics.json")),
+            TensorboardXWriter(str(folder)),
+        ]
+
+    @classmethod
+    def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> Optimizer:
+        """See `solver.build_optimizer`."""
+        return build_optimizer(cfg, model)
+
+    @classmethod
+    def build_lr_scheduler(cls, cfg: CfgNode, optimizer: Optimizer) -> LRScheduler:
+        """See `solver.build_lr_scheduler`."""
+        return build_lr_scheduler(cfg, optimizer)
+
+    @classmethod
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:
+        """See `data.loader.build_test_loader`."""
+        return build_test_loader(cfg, dataset_name)
+
+    @classmethod
+    def build_evaluator(
+        cls, cfg: CfgNode, dataset_name: str, output_folder: str | None = None
+    ) -> DatasetEvaluator:
+        """See `evaluation.build_evaluators`; files go to OUTPUT_DIR/inference unless said otherwise."""
+        return build_evaluators(cfg, dataset_name, output_folder or str(Path(cfg.OUTPUT_DIR) / "inference"))
+
+    @classmethod
+    def test_with_tta(cls, cfg: CfgNode, model: nn.Module) -> OrderedDict:
+        """Return the semantic scores of the model over flips and scales, as rows of their own (`_TTA`)."""
+        folder = str(Path(cfg.OUTPUT_DIR) / "inference_TTA")
+        semantic_only = cfg.clone()
+        semantic_only.defrost()
+        semantic_only.MODEL.MASK_FORMER.TEST.PANOPTIC_ON = False
+        semantic_only.MODEL.MASK_FORMER.TEST.INSTANCE_ON = False
+        evaluators = [cls.build_evaluator(semantic_only, name, folder) for name in cfg.DATASETS.TEST]
+        results = cls.test(semantic_only, SemanticSegmentorWithTTA(semantic_only, model), evaluators)
+        return OrderedDict((f"{task}_TTA", scores) for task, scores in results.items())
+
+
+def setup(arguments: Namespace) -> CfgNode:
+    """Return the frozen configuration of a command line, with logging and seeds set up."""
+    cfg = load_config(arguments.config_file or None, arguments.opts)
+    cfg.freeze()
+    default_setup(cfg, arguments)
+    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="mask_former")
+    logger.info("Running on %s", cfg.MODEL.DEVICE)
+    return cfg
+
+
+def main(arguments: Namespace) -> Any:
+    """Train or evaluate as the command line says, on one process, and return the results."""
+    cfg = setup(arguments)
+    if not arguments.eval_only:
+        trainer = Trainer(cfg)
+        trainer.resume_or_load(resume=arguments.resume)
+        return trainer.train()
+    check_ground_truth(cfg, cfg.DATASETS.TEST)
+    model = Trainer.build_model(cfg)
+    Checkpointer(model, cfg.OUTPUT_DIR).resume_or_load(cfg.MODEL.WEIGHTS, resume=arguments.resume)
+    results = Trainer.test(cfg, model)
+    if cfg.TEST.AUG.ENABLED:
+        results.update(Trainer.test_with_tta(cfg, model))
+    if comm.is_main_process():
+        verify_results(cfg, results)
+    return results
