@@ -321,6 +321,19 @@ def test_cityscapes_without_train_id_labels_names_the_tool_to_run(root):
         DatasetCatalog.get("cityscapes_fine_sem_seg_val")
 
 
+def test_cityscapes_panoptic_segments_have_train_ids_and_say_what_is_a_thing(root):
+    data, stem = root / "cityscapes", "bonn_000000_000001"
+    blank(data / f"leftImg8bit/val/bonn/{stem}_leftImg8bit.png")
+    blank(data / f"gtFine/val/bonn/{stem}_gtFine_labelTrainIds.png", channels=1)
+    blank(data / f"gtFine/cityscapes_panoptic_val/{stem}_gtFine_panoptic.png")
+    segments = [{"id": 26000, "category_id": 26}, {"id": 7, "category_id": 7}]  # a car, the road
+    annotation = {"image_id": stem, "file_name": f"{stem}_gtFine_panoptic.png", "segments_info": segments}
+    (data / "gtFine/cityscapes_panoptic_val.json").write_text(json.dumps({"annotations": [annotation]}))
+    (sample,) = DatasetCatalog.get("cityscapes_fine_panoptic_val")
+    assert [(s["category_id"], s["isthing"]) for s in sample["segments_info"]] == [(13, True), (0, False)]
+    assert sample["sem_seg_file_name"].endswith(f"{stem}_gtFine_labelTrainIds.png")
+
+
 # Data sets of one's own
 
 

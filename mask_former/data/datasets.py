@@ -112,7 +112,11 @@ def _load_cityscapes(name: str, metadata: Mapping[str, Any]) -> list[Sample]:
 
 def _load_cityscapes_panoptic(name: str, metadata: Mapping[str, Any]) -> list[Sample]:
     paths = (metadata[key] for key in ("image_root", "panoptic_root", "panoptic_json"))
-    return load_cityscapes_panoptic(*paths, metadata)
+    samples = load_cityscapes_panoptic(*paths, metadata)
+    things = set(metadata["thing_dataset_id_to_contiguous_id"].values())
+    for segment in (segment for sample in samples for segment in sample["segments_info"]):
+        segment["isthing"] = segment["category_id"] in things  # as in every other panoptic set
+    return samples
 
 
 def _semantic(table: str, count: int, colors: bool = False, id_map: bool = False) -> dict[str, Any]:
