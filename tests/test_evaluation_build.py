@@ -179,6 +179,17 @@ def test_all_three_results_are_scored_in_one_evaluation(dataset, tmp_path):
     assert {result["category_id"] for result in saved} == {21, 23}
 
 
+def test_annotations_that_the_data_set_writes_when_loaded_are_found(dataset, tmp_path):
+    path = tmp_path / "instances.json"
+    content = path.read_text()
+    path.unlink()
+    DatasetCatalog.remove(NAME)
+    DatasetCatalog.register(NAME, lambda: path.write_text(content) and dataset)
+    evaluator = InstanceEvaluator(NAME, output_dir=tmp_path)
+    evaluator.process(dataset, Echo()(dataset))
+    assert evaluator.evaluate()["bbox"]["AP-ball"] == pytest.approx(100)
+
+
 def test_annotations_of_other_categories_are_refused(dataset, tmp_path):
     set_metadata(thing_dataset_id_to_contiguous_id={1: 1, 3: 3})
     with pytest.raises(ValueError, match=r"instances\.json: category ids \[21, 23\] are not in"):

@@ -1,5 +1,6 @@
 """Average precision of a model's instances, by Detectron2's COCOEvaluator."""
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,12 +32,13 @@ class InstanceEvaluator(COCOEvaluator):
         """
         metadata = MetadataCatalog.get(dataset_name)
         path = metadata_value(metadata, "json_file", "COCO instance annotations")
+        if not (os.path.isfile(path) and hasattr(metadata, "thing_dataset_id_to_contiguous_id")):
+            # Detectron2's COCO loader sets the map when it runs; a synthetic set writes its files then.
+            DatasetCatalog.get(dataset_name)
         # The fast implementation is compiled, and says of itself that it is not official.
         super().__init__(
             dataset_name, ("bbox", "segm"), distributed, output_dir=str(output_dir), use_fast_impl=False
         )
-        if not hasattr(metadata, "thing_dataset_id_to_contiguous_id"):
-            DatasetCatalog.get(dataset_name)  # Detectron2's COCO loader sets it when it runs
         meaning = "dataset category id -> class index"
         index_of = metadata_value(metadata, "thing_dataset_id_to_contiguous_id", meaning)
         categories = sorted(self._coco_api.getCatIds())

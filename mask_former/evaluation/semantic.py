@@ -49,7 +49,7 @@ class SemanticEvaluator(DatasetEvaluator):
                 which the labels are taken where there are no others.
             output_dir: where predictions are saved.
             save_predictions: write `sem_seg_predictions.json`, each class of a picture as an RLE, with the
-                data set's own category ids. It costs more time than all the rest.
+                data set's own category ids. It takes about as long as all the rest.
             segment_quality: also give PQ, SQ and RQ, taking each class of a picture as one segment.
             void_is_background: whether a class predicted on void is a mistake (True) or does not count
                 (False). None: a mistake where the data set has a single class, whose IoU could otherwise
