@@ -6,8 +6,9 @@ Pure functions; nothing here has parameters. Every function takes
     mask_logits: (Q, h, w), on the mask grid of the padded picture
     sizes: what the grid stands for, see `Sizes`
 
-in any float type and computes in float32. Masks are resized strip by strip (some rows of all queries at a
-time), so no full-size map of every query ever exists, and only queries that can matter are resized.
+in any float type and computes in float32, without gradients. Masks are resized strip by strip (some rows of
+all queries at a time), so no full-size map of every query ever exists, and only queries that can matter are
+resized.
 """
 
 from collections.abc import Collection
@@ -17,9 +18,10 @@ import torch
 from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
-from mask_former.strips import Sizes, mask_prob_strips
+from mask_former.strips import Sizes, mask_prob_strips, strip_numbers
 
 
+@torch.no_grad()
 def semantic_scores(
     class_logits: Tensor, mask_logits: Tensor, sizes: Sizes, *, resize_logits: bool = False
 ) -> Tensor:
@@ -37,27 +39,32 @@ def semantic_scores(
     class_probs = _class_probs(class_logits)[:, :-1].t().contiguous()
     height, width = sizes.output
     scores = class_probs.new_empty(class_probs.shape[0], height, width)
-    for rows, mask_probs in mask_prob_strips(mask_logits, sizes, resize_logits, class_probs.shape[0]):
-        scores[:, rows] = _product(class_probs, mask_probs.flatten(1)).view(-1, *mask_probs.shape[1:])
+    for rows, mask_probs in mask_prob_strips(mask_logits, sizes, resize_logits):
+        pixels = slice(rows.start * width, rows.stop * width)
+        _product(class_probs, mask_probs.flatten(1), out=scores.flatten(1)[:, pixels])
     return scores
 
 
+@torch.no_grad()
 def semantic_labels(
     class_logits: Tensor, mask_logits: Tensor, sizes: Sizes, *, resize_logits: bool = False
 ) -> Tensor:
     """Return the (H, W) int64 label map: at each pixel the class of the highest of `semantic_scores`.
 
-    The scores exist for one strip at a time, so memory does not grow with the number of classes.
+    The scores exist for few pixels at a time, so memory does not grow with the number of classes.
     """
-    class_probs = _class_probs(class_logits)[:, :-1]
+    class_probs = _class_probs(class_logits)[:, :-1].t().contiguous()
     labels = torch.empty(sizes.output, dtype=torch.int64, device=class_probs.device)
-    for rows, mask_probs in mask_prob_strips(mask_logits, sizes, resize_logits, class_probs.shape[1]):
-        # Pixels first, classes last: several times faster to search than the other order.
-        scores = _product(mask_probs.flatten(1).t(), class_probs)
-        labels[rows] = scores.argmax(1).view(mask_probs.shape[1:])
+    # As many numbers as a strip of masks has.
+    chunk = max(1, strip_numbers(class_probs.device) // class_probs.shape[0])
+    for rows, mask_probs in mask_prob_strips(mask_logits, sizes, resize_logits):
+        pixels = mask_probs.flatten(1).split(chunk, dim=1)
+        best = [_index_of_highest(_product(class_probs, some)) for some in pixels]
+        labels[rows] = torch.cat(best).view(mask_probs.shape[1:])
     return labels
 
 
+@torch.no_grad()
 def panoptic(
     class_logits: Tensor,
     mask_logits: Tensor,
@@ -103,6 +110,7 @@ def panoptic(
     return id_table[winner], segments
 
 
+@torch.no_grad()
 def instances(
     class_logits: Tensor,
     mask_logits: Tensor,
@@ -157,10 +165,21 @@ def _class_probs(class_logits: Tensor) -> Tensor:
     return class_logits.float().softmax(dim=-1)
 
 
-def _product(left: Tensor, right: Tensor) -> Tensor:
+def _product(left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor:
     """Matrix product in float32, also where autocast would choose fewer bits."""
     with torch.autocast(left.device.type, enabled=False):
-        return left @ right
+        return torch.mm(left, right, out=out)
+
+
+def _index_of_highest(values: Tensor) -> Tensor:
+    """Return the first index (...) of the highest of (N, ...) values: `argmax(0)`, some four times faster."""
+    count = len(values)
+    # Highest for the first index, so that it survives a tie.
+    marks = torch.arange(count, 0, -1, dtype=torch.int16, device=values.device)
+    is_highest = (values == values.amax(0)).to(torch.int16)
+    best_mark = is_highest.mul_(marks.view(-1, *[1] * (values.ndim - 1))).amax(0)
+    # Where values are not numbers none is highest, and the last index stands for them.
+    return (count - best_mark.long()).clamp_(max=count - 1)
 
 
 def _winning_query(scores: Tensor, mask_logits: Tensor, sizes: Sizes) -> tuple[Tensor, Tensor]:
@@ -169,7 +188,7 @@ def _winning_query(scores: Tensor, mask_logits: Tensor, sizes: Sizes) -> tuple[T
     mask_area = torch.zeros(len(scores), dtype=torch.int64, device=scores.device)
     for rows, mask_probs in mask_prob_strips(mask_logits, sizes, resize_logits=True):
         mask_area += (mask_probs >= 0.5).flatten(1).sum(1)
-        winner[rows] = mask_probs.mul_(scores[:, None, None]).argmax(0)
+        winner[rows] = _index_of_highest(mask_probs.mul_(scores[:, None, None]))
     return winner, mask_area
 
 
