@@ -186,6 +186,22 @@ def test_the_tensor_only_middle_gives_the_predictions(model):
     assert prediction.mask_logits.shape == (1, NUM_QUERIES, 16, 24)
 
 
+def test_inspection_sees_the_same_answer(model):
+    images = model.normalize(picture_of(64, 96))[None]
+    with torch.no_grad():
+        (answer,) = model.predict(images)
+        inspection = model.inspect(images)
+    assert torch.allclose(inspection.predictions[-1].mask_logits, answer.mask_logits, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.int16])
+def test_pictures_of_other_types_give_the_same_as_bytes(model, dtype):
+    image = picture_of(40, 50)
+    (expected,) = run(model, {"image": image})
+    (result,) = run(model, {"image": image.to(dtype)})
+    assert torch.equal(result["sem_seg"], expected["sem_seg"])
+
+
 def test_a_negative_divisibility_is_the_backbones():
     model = build_model(tiny_config(SIZE_DIVISIBILITY=-1))
     assert model.size_divisibility == model.backbone.size_divisibility
@@ -365,6 +381,13 @@ def test_an_unknown_choice_for_void_is_refused():
 def test_a_batch_without_instances_names_the_mapper_key(learner):
     with pytest.raises(KeyError, match=r"street\.png.*INPUT\.DATASET_MAPPER_NAME"):
         learner([{"image": picture_of(40, 60), "file_name": "street.png"}])
+
+
+def test_instances_without_masks_are_refused(learner):
+    picture = training_picture(40, 60, 2)
+    picture["instances"].remove("gt_masks")
+    with pytest.raises(KeyError, match="gt_masks"):
+        learner([picture])
 
 
 def test_masks_of_another_size_than_the_picture_are_refused(learner):

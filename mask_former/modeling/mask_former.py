@@ -198,7 +198,7 @@ class MaskFormer(nn.Module):
 
     def normalize(self, image: Tensor) -> Tensor:
         """Return the picture (..., 3, H, W) as floats on the model's device, in the network's range."""
-        return (image.to(self.device) - self.pixel_mean) / self.pixel_std
+        return (image.to(self.pixel_mean) - self.pixel_mean) / self.pixel_std
 
     def prepare_images(self, images: list[Tensor]) -> ImageList:
         """Return the normalised pictures as one batch, padded right and below with zeros."""

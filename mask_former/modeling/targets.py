@@ -53,6 +53,11 @@ def _segments_of(picture: dict[str, Any], image_size: Size) -> tuple[Tensor, Ten
     if len(labels) == 0:
         # Detectron2's mappers leave the masks of an empty picture out, or in another form.
         return labels.long(), torch.zeros((0, *image_size), dtype=torch.bool)
+    if not segments.has("gt_masks"):
+        raise KeyError(
+            f"'instances' of a training picture ({_name_of(picture)}) have no 'gt_masks': set "
+            "MODEL.MASK_ON True or INPUT.DATASET_MAPPER_NAME to a mapper that keeps masks."
+        )
     masks = segments.gt_masks
     if isinstance(masks, BitMasks):
         masks = masks.tensor
