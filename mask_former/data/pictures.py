@@ -40,7 +40,7 @@ def read_class_indices(file_name: str) -> np.ndarray:
 
 
 def read_panoptic_ids(file_name: str) -> np.ndarray:
-    """Return the segment ids R + 256 G + 65536 B of a panoptic PNG, as (H, W) int32."""
+    """Return the segment ids R + 256 G + 65536 B of a panoptic PNG, as (H, W) uint32."""
     label = _decode(file_name)
     if label.mode not in ("RGB", "RGBA", "P"):
         raise ValueError(
@@ -48,8 +48,8 @@ def read_panoptic_ids(file_name: str) -> np.ndarray:
             "are segment ids, R + 256 G + 65536 B. If it holds class indices, set "
             "INPUT.DATASET_MAPPER_NAME to mask_former_semantic."
         )
-    channels = np.asarray(label.convert("RGB")).astype(np.int32)
-    return channels[..., 0] + 256 * channels[..., 1] + 65536 * channels[..., 2]
+    # The four bytes of an RGBA pixel are one little-endian number; the highest byte is not colour.
+    return np.asarray(label.convert("RGBA")).view("<u4")[..., 0] & 0xFFFFFF
 
 
 def picture_size(file_name: str) -> tuple[int, int]:
