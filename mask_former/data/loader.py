@@ -1,0 +1,204 @@
+"""Data loaders: training in an order that can be resumed exactly, testing without work on labels."""
+
+import logging
+import random
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, DatasetFromList, MetadataCatalog, build_detection_test_loader
+from detectron2.data.build import filter_images_with_only_crowd_annotations
+from detectron2.utils import comm
+from detectron2.utils.serialize import PicklableWrapper
+from torch.utils.data import DataLoader, Dataset
+
+from .mapper import Entry, Mapper, build_test_mapper, build_train_mapper
+from .pictures import picture_size
+from .sampling import Draw, TrainingBatches
+
+logger = logging.getLogger(__name__)
+
+
+def build_train_loader(
+    cfg: CfgNode,
+    *,
+    mapper: Mapper | None = None,
+    start_iteration: int = 0,
+    seed: int | None = None,
+) -> DataLoader[Entry]:
+    """Return an endless loader of lists of samples: those of iteration `start_iteration`, of the next, ...
+
+    Which pictures come when, and how each is augmented, depends on `seed` and the iteration alone: not on
+    the number of workers, of processes or of resumptions.
+
+    Args:
+        cfg: a list has SOLVER.IMS_PER_BATCH samples, divided by the number of processes.
+        mapper: makes a sample of an entry; by default that of INPUT.DATASET_MAPPER_NAME.
+        start_iteration: iterations already trained.
+        seed: not negative and the same in all processes; by default `training_seed(cfg)`.
+    """
+    _refuse_other_samplers(cfg)
+    entries = load_training_entries(cfg)
+    seed = training_seed(cfg) if seed is None else seed
+    batches = TrainingBatches(
+        _aspect_groups(cfg, entries),
+        total_batch_size=cfg.SOLVER.IMS_PER_BATCH,
+        seed=seed,
+        start_iteration=start_iteration,
+        rank=comm.get_rank(),
+        world_size=comm.get_world_size(),
+    )
+    logger.info("Training on %d pictures from iteration %d, seed %d", len(entries), start_iteration, seed)
+    return DataLoader(
+        AugmentedDataset(entries, mapper or build_train_mapper(cfg), seed),
+        batch_sampler=batches,
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
+        collate_fn=_as_list,
+        # Without its own generator the loader would draw from the one that the model's dropout draws from.
+        generator=torch.Generator().manual_seed(seed),
+    )
+
+
+def build_test_loader(cfg: CfgNode, dataset_name: str) -> DataLoader[Entry]:
+    """Return Detectron2's loader over a data set, one picture a batch, each process its share."""
+    return build_detection_test_loader(
+        dataset=_load_entries(dataset_name),
+        mapper=build_test_mapper(cfg),
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
+    )
+
+
+def training_seed(cfg: CfgNode) -> int:
+    """Return SEED, or where it is negative a random one that all processes share."""
+    return cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
+
+
+def load_training_entries(cfg: CfgNode) -> list[Entry]:
+    """Return the entries of all training sets, each with its "dataset_name" and, if any, "ignore_label".
+
+    With DATALOADER.FILTER_EMPTY_ANNOTATIONS, pictures whose "annotations" are empty or all crowd are left
+    out, as Detectron2 does; pictures of semantic and panoptic sets always stay.
+    """
+    names = list(cfg.DATASETS.TRAIN)
+    if not names:
+        raise ValueError("DATASETS.TRAIN is empty; name at least one registered data set to train on.")
+    entries = [entry for name in names for entry in _load_entries(name)]
+    _check_same_classes(names)
+    if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS and all("annotations" in entry for entry in entries):
+        entries = filter_images_with_only_crowd_annotations(entries)
+    if not entries:
+        raise ValueError(f"DATASETS.TRAIN {names} holds no picture to train on; expected at least one.")
+    return entries
+
+
+class AugmentedDataset(Dataset[Entry]):
+    """Makes the sample of a draw, with all random numbers seeded by its position."""
+
+    def __init__(self, entries: Sequence[Entry], mapper: Mapper, seed: int) -> None:
+        # One block of bytes, which worker processes share instead of copying.
+        self.entries = DatasetFromList(list(entries), copy=False)
+        self.mapper = PicklableWrapper(mapper)
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def __getitem__(self, draw: Draw) -> Entry:
+        """Return the sample; where the mapper refuses an entry by returning None, that of the next one."""
+        with seeded(self.seed, draw.position):
+            for step in range(len(self)):
+                sample = self.mapper(self.entries[(draw.number + step) % len(self)])
+                if sample is not None:
+                    return sample
+        raise ValueError("The mapper returned None for every picture of DATASETS.TRAIN; expected samples.")
+
+
+@contextmanager
+def seeded(seed: int, position: int) -> Iterator[None]:
+    """Seed NumPy's, Python's and torch's CPU generators by (seed, position), and restore them at the end.
+
+    Detectron2's augmentations draw from the first two.
+    """
+    states = np.random.get_state(), random.getstate(), torch.default_generator.get_state()
+    words = np.random.SeedSequence((seed, position)).generate_state(4)
+    np.random.seed(words)
+    random.seed(words.tobytes())
+    torch.default_generator.manual_seed(int(words[0]))
+    try:
+        yield
+    finally:
+        np.random.set_state(states[0])
+        random.setstate(states[1])
+        torch.default_generator.set_state(states[2])
+
+
+def _load_entries(dataset_name: str) -> list[Entry]:
+    """Return copies of a registered set's entries, tagged, after a check that no picture is there twice."""
+    entries = DatasetCatalog.get(dataset_name)
+    tag: dict[str, Any] = {"dataset_name": dataset_name}
+    ignore_label = MetadataCatalog.get(dataset_name).get("ignore_label", None)
+    if ignore_label is not None:
+        tag["ignore_label"] = ignore_label
+    files_of = defaultdict(list)
+    for entry in entries:
+        files_of[entry.get("image_id", entry["file_name"])].append(entry["file_name"])
+    repeated = {key: files for key, files in files_of.items() if len(files) > 1}
+    if repeated:
+        key, files = next(iter(repeated.items()))
+        raise ValueError(
+            f"Data set {dataset_name} has {len(repeated)} image ids that stand for more than one picture; "
+            f"the first is {key!r}, of {' and '.join(files[:3])}. Every picture needs an id of its own."
+        )
+    return [{**entry, **tag} for entry in entries]
+
+
+def _check_same_classes(names: Sequence[str]) -> None:
+    """Refuse to mix sets in whose labels one number means different classes."""
+    for key in ("thing_classes", "stuff_classes"):
+        classes = {name: MetadataCatalog.get(name).get(key, None) for name in names}
+        known = {name: list(listed) for name, listed in classes.items() if listed is not None}
+        if any(listed != known[next(iter(known))] for listed in known.values()):
+            counts = ", ".join(f"{name} ({len(listed)})" for name, listed in known.items())
+            raise ValueError(
+                f"DATASETS.TRAIN mixes sets whose {key} differ: {counts}. Sets that are trained on together "
+                "must have the same classes in the same order."
+            )
+
+
+def _aspect_groups(cfg: CfgNode, entries: Sequence[Entry]) -> list[int]:
+    """Return for each entry 1 if it is wider than tall, else 0; all 0 where grouping is off or pointless."""
+    if not cfg.DATALOADER.ASPECT_RATIO_GROUPING or _all_crops_alike(cfg):
+        return [0] * len(entries)
+    if all("width" in entry and "height" in entry for entry in entries):
+        return [int(entry["width"] > entry["height"]) for entry in entries]
+    logger.info("Reading the sizes of %d pictures, to group them by aspect ratio", len(entries))
+    with ThreadPoolExecutor(max_workers=16) as pool:
+        sizes = list(pool.map(picture_size, [entry["file_name"] for entry in entries]))
+    return [int(width > height) for width, height in sizes]
+
+
+def _all_crops_alike(cfg: CfgNode) -> bool:
+    """Whether crop and padding give every sample one size, so that grouping could save no padding."""
+    crop = cfg.INPUT.CROP
+    is_fixed = cfg.INPUT.DATASET_MAPPER_NAME.startswith("mask_former_") and crop.ENABLED
+    return is_fixed and crop.TYPE == "absolute" and max(crop.SIZE) <= cfg.INPUT.SIZE_DIVISIBILITY
+
+
+def _refuse_other_samplers(cfg: CfgNode) -> None:
+    loader = cfg.DATALOADER
+    if loader.SAMPLER_TRAIN != "TrainingSampler" or loader.REPEAT_THRESHOLD > 0:
+        raise ValueError(
+            f"DATALOADER.SAMPLER_TRAIN is {loader.SAMPLER_TRAIN!r} and REPEAT_THRESHOLD "
+            f"{loader.REPEAT_THRESHOLD}; expected TrainingSampler (every picture once an epoch) and 0.0, the "
+            "only order that can be resumed exactly."
+        )
+
+
+def _as_list(samples: list[Entry]) -> list[Entry]:
+    """Collate: pictures differ in size, so a batch is the list of its samples."""
+    return samples
