@@ -1,5 +1,6 @@
 """The loaders: data sets read, samples drawn and augmented the same way however a run is cut up."""
 
+import pickle
 import random
 from itertools import islice
 
@@ -11,6 +12,7 @@ from PIL import Image
 
 from mask_former.config import load_config
 from mask_former.data.loader import build_test_loader, build_train_loader, load_training_entries
+from mask_former.data.sampling import Draw
 
 NAMES = ("loader_test_a", "loader_test_b")
 
@@ -187,3 +189,11 @@ def test_sets_of_different_classes_are_refused():
 def test_settings_that_would_be_ignored_are_refused(opts, message):
     with pytest.raises(ValueError, match=message):
         build_train_loader(config(*opts))
+
+
+@pytest.mark.usefixtures("data_sets")
+def test_data_set_of_the_loader_can_be_sent_to_spawned_workers():
+    dataset = build_train_loader(config()).dataset
+    draw_of_third = Draw(number=3, position=12)
+    sent = pickle.loads(pickle.dumps(dataset))
+    assert torch.equal(sent[draw_of_third]["image"], dataset[draw_of_third]["image"])
