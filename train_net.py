@@ -10,11 +10,19 @@ Several processes: --num-gpus N (CPU processes where there is no GPU), torchrun,
 
 from detectron2.engine import default_argument_parser
 
-import mask_former  # noqa: F401  (registers models and data sets)
 from mask_former.engine import launch, main
 
 if __name__ == "__main__":
-    arguments = default_argument_parser(epilog=__doc__).parse_args()
+    parser = default_argument_parser(epilog=__doc__)
+    parser.add_argument(
+        *("--import", "-m"),
+        dest="imports",
+        action="append",
+        default=[],
+        metavar="MODULE",
+        help="Python module to import first, which registers your own data sets or models",
+    )
+    arguments = parser.parse_args()
     launch(
         main,
         arguments.num_gpus,

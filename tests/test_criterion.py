@@ -200,7 +200,7 @@ def test_losses_and_gradients_of_parts_add_up_to_those_of_the_whole_step(counts)
     predictions, targets = random_scene(counts)
     criterion = build()
     whole = criterion(predictions, targets)
-    normalizers = criterion.normalizers(counts)
+    normalizers = criterion.normalizers(counts, predictions[0].class_logits.shape[1])
     parts = [
         criterion(images(predictions, part), targets[part], normalizers)
         for part in (slice(0, 2), slice(2, 3), slice(3, 4))
@@ -232,8 +232,8 @@ torch.save([tensor.grad for tensor in leaves(predictions)], f"{folder}/{rank}.pt
 dist.barrier()
 dist.destroy_process_group()
 """
-# As many segments in either process: the class loss is divided by each process's own weights, as published.
-PROCESS_COUNTS = [3, 0, 1, 2]
+# More segments in the first process than in the second.
+PROCESS_COUNTS = [3, 1, 0, 2]
 
 
 def test_two_processes_give_the_gradient_of_the_joint_batch(tmp_path):

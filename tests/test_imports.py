@@ -38,6 +38,7 @@ ALLOWED = {
         "strips",
     },
     "model_zoo": {"config", "checkpoint"},
+    "engine": {"engine", "config", "checkpoint", "data", "evaluation", "predictor", "solver", "tta"},
     "predictor": {"model_zoo", "config", "checkpoint"},
     "benchmark": {"model_zoo", "config", "checkpoint"},
 }

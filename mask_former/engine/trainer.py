@@ -1,5 +1,6 @@
 """The trainer of train_net.py: Detectron2's, with the project's data, solver, step and evaluators."""
 
+import importlib
 import logging
 import weakref
 from argparse import Namespace
@@ -149,6 +150,8 @@ def setup(arguments: Namespace) -> CfgNode:
 
 def main(arguments: Namespace) -> Any:
     """Train or evaluate as the command line says, on one process, and return the results."""
+    for module in arguments.imports:
+        importlib.import_module(module)  # registers the user's data sets or models, in every process
     cfg = setup(arguments)
     if not arguments.eval_only:
         trainer = Trainer(cfg)

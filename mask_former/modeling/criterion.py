@@ -17,23 +17,17 @@ Matcher = Callable[[Sequence[Prediction], Sequence[Target]], list[list[Pairs]]]
 
 
 class Normalizers(NamedTuple):
-    """What the sums over a step are divided by.
+    """What the sums over a step are divided by: shares of one process, each the total over all divided by them.
 
-    num_masks: segments a process has, averaged over processes, at least 1: divides the mask losses.
-    segment_counts: M of each image of this process. How many of its queries are matched, min(Q, M), follows,
-        and so does the sum of class weights, which divides the class loss.
+    Dividing the class loss by the weights of all processes, as the published code divides the mask losses but
+    not this one, makes a run the same on any number of processes; on one, it is the published loss.
+
+    num_masks: segments, at least 1: divides the mask losses.
+    class_weights: class weights of all queries of all images: divides the class loss.
     """
 
     num_masks: float | Tensor
-    segment_counts: Sequence[int]
-
-    def class_weight_sum(self, num_queries: int, no_object_weight: float) -> float:
-        """Return the sum of the class weights of all queries of all images, matched ones weighing 1."""
-        matched = sum(min(count, num_queries) for count in self.segment_counts)
-        unmatched = num_queries * len(self.segment_counts) - matched
-        weight_sum = matched + no_object_weight * unmatched
-        # Where nothing weighs anything, every term is 0, and so shall be the loss.
-        return weight_sum if weight_sum > 0 else 1.0
+    class_weights: float | Tensor
 
 
 class SetCriterion(nn.Module):
@@ -63,21 +57,26 @@ class SetCriterion(nn.Module):
         # Follows from the configuration, so it is no part of a checkpoint.
         self.register_buffer("empty_weight", weights, persistent=False)
 
-    def normalizers(self, segment_counts: Sequence[int]) -> Normalizers:
+    def normalizers(self, segment_counts: Sequence[int], num_queries: int) -> Normalizers:
         """Return the normalisers of a step, for `forward`; no wait for the device.
 
-        Every process has to call it equally often, since the processes add up their segments.
+        Every process has to call it equally often, since the processes add up their shares.
 
         Args:
             segment_counts: M of every image that this process sees in the step.
+            num_queries: Q, of which min(Q, M) are matched.
         """
-        own = float(sum(segment_counts))
+        matched = sum(min(count, num_queries) for count in segment_counts)
+        unmatched = num_queries * len(segment_counts) - matched
+        shares = torch.tensor([float(sum(segment_counts)), matched + self.no_object_weight * unmatched])
         processes = comm.get_world_size()
-        if processes == 1:
-            return Normalizers(max(own, 1.0), segment_counts)
-        total = torch.full((), own, device=self.empty_weight.device)
-        dist.all_reduce(total)
-        return Normalizers((total / processes).clamp(min=1), segment_counts)
+        if processes > 1:
+            shares = shares.to(self.empty_weight.device, non_blocking=True)
+            dist.all_reduce(shares)
+            shares /= processes
+            return Normalizers(shares[0].clamp(min=1), _nonzero(shares[1]))
+        num_masks, class_weights = shares.tolist()
+        return Normalizers(max(num_masks, 1.0), class_weights or 1.0)  # 0 weights: 0 losses, too
 
     def forward(
         self,
@@ -105,7 +104,8 @@ class SetCriterion(nn.Module):
                 "Build both with the same MODEL.SEM_SEG_HEAD.NUM_CLASSES."
             )
         if normalizers is None:
-            normalizers = self.normalizers([len(target.labels) for target in targets])
+            num_queries = predictions[-1].class_logits.shape[1]
+            normalizers = self.normalizers([len(target.labels) for target in targets], num_queries)
         matching = self.matcher(predictions, targets)
         losses = {}
         for layer, (prediction, pairs) in enumerate(zip(predictions, matching, strict=True)):
@@ -151,9 +151,13 @@ class SetCriterion(nn.Module):
         normalizers: Normalizers,
     ) -> Tensor:
         """Weighted mean, as the weights of the whole step have it, over queries; unmatched are class K."""
-        num_queries = class_logits.shape[1]
         classes = torch.full_like(class_logits[..., 0], self.num_classes, dtype=torch.int64)
         classes[image_index, query_index] = labels
         logits = full_precision(class_logits).transpose(1, 2)  # (B, K+1, Q), as cross_entropy wants it
         total = F.cross_entropy(logits, classes, self.empty_weight.to(logits.dtype), reduction="sum")
-        return total / normalizers.class_weight_sum(num_queries, self.no_object_weight)
+        return total / normalizers.class_weights
+
+
+def _nonzero(weights: Tensor) -> Tensor:
+    """Where nothing weighs anything, every term is 0, and so shall be the quotient."""
+    return torch.where(weights > 0, weights, torch.ones_like(weights))

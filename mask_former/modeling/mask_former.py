@@ -39,6 +39,7 @@ class MaskFormer(nn.Module):
         backbone: nn.Module,
         sem_seg_head: nn.Module,
         criterion: SetCriterion,
+        num_queries: int,
         pixel_mean: list[float],
         pixel_std: list[float],
         size_divisibility: int,
@@ -59,6 +60,7 @@ class MaskFormer(nn.Module):
             backbone: pictures to maps by name; `output_shape()` as Detectron2 has it.
             sem_seg_head: maps to a list of `Prediction`; `num_classes`.
             criterion: predictions and targets to losses.
+            num_queries: Q of the head.
             pixel_mean: subtracted from the picture, one a channel.
             pixel_std: divided by afterwards.
             size_divisibility: the batch is padded to a multiple of this; below 2 to its largest picture.
@@ -79,6 +81,7 @@ class MaskFormer(nn.Module):
         self.backbone = backbone
         self.sem_seg_head = sem_seg_head
         self.criterion = criterion
+        self.num_queries = num_queries
         self.size_divisibility = size_divisibility
         self.void_is_ignored = void_in_loss == "ignore"
         self.semantic_on = semantic_on
@@ -116,6 +119,7 @@ class MaskFormer(nn.Module):
                 dice_weight=settings.DICE_WEIGHT,
                 no_object_weight=settings.NO_OBJECT_WEIGHT,
             ),
+            "num_queries": settings.NUM_OBJECT_QUERIES,
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
             "size_divisibility": backbone.size_divisibility if size_divisibility < 0 else size_divisibility,
@@ -181,7 +185,8 @@ class MaskFormer(nn.Module):
         For gradient accumulation: the losses of the parts, each computed with the normalisers of the whole,
         add up to the losses of the whole.
         """
-        return self.criterion.normalizers([len(picture["instances"]) for picture in batched_inputs])
+        counts = [len(picture["instances"]) for picture in batched_inputs]
+        return self.criterion.normalizers(counts, self.num_queries)
 
     def predict(self, images: Tensor) -> list[Prediction]:
         """Return every supervised layer's prediction, the answer last, for pictures from `normalize`.

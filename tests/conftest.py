@@ -1,0 +1,17 @@
+"""What every test needs: loggers as they were before it."""
+
+import logging
+
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def loggers_as_before():
+    """Undo what a run does to loggers, so that a test sees the messages whatever ran before it."""
+    loggers = [logging.getLogger(name) for name in ("mask_former", "detectron2", "fvcore")]
+    before = [(logger, logger.level, logger.propagate, list(logger.handlers)) for logger in loggers]
+    yield
+    for logger, level, propagate, handlers in before:
+        logger.setLevel(level)
+        logger.propagate = propagate
+        logger.handlers[:] = handlers
