@@ -4,7 +4,6 @@ A choice that names a registered class says in its comment which file holds it. 
 declares keep Detectron2's meaning and are not repeated here, except where the project adds to it.
 """
 
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,8 +12,6 @@ import yaml
 from detectron2.config import CfgNode as CN
 from detectron2.config import get_cfg
 from detectron2.projects.deeplab import add_deeplab_config
-
-logger = logging.getLogger(__name__)
 
 
 def add_mask_former_config(cfg: CN) -> None:
@@ -173,7 +170,5 @@ def load_config(
                 "Write plain values instead, or allow unsafe YAML if you trust the file."
             ) from error
     cfg.merge_from_list(list(opts))
-    wanted = cfg.MODEL.DEVICE
-    cfg.MODEL.DEVICE = available_device(wanted)
-    logger.info("Device: %s (asked for: %s)", cfg.MODEL.DEVICE, wanted)
+    cfg.MODEL.DEVICE = available_device(cfg.MODEL.DEVICE)
     return cfg

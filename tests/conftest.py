@@ -1,6 +1,11 @@
-"""What every test needs: loggers as they were before it."""
+"""What every test needs: one thread, and loggers as they were before it."""
 
 import logging
+import os
+
+# Tests run side by side, and start processes of their own: with more threads they would only wait for each
+# other. Before torch is imported anywhere.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 

@@ -253,6 +253,8 @@ def test_ade20k_panoptic_loads_string_image_ids_and_semantic_labels(root):
     assert sample == {
         "file_name": str(data / f"images/validation/{stem}.jpg"),
         "image_id": stem,
+        "height": 5,
+        "width": 7,
         "pan_seg_file_name": str(data / f"ade20k_panoptic_val/{stem}.png"),
         "sem_seg_file_name": str(data / f"annotations_detectron2/validation/{stem}.png"),
         "segments_info": [
@@ -290,11 +292,13 @@ def coco_panoptic_tree(folder: Path, **changes) -> tuple[Path, Path, Path]:
     return folder / "val2017", folder / "panoptic_val2017", path
 
 
-def test_coco_panoptic_loads_as_detectron2_loads_it(root):
+def test_coco_panoptic_loads_as_detectron2_loads_it_with_sizes(root):
     image_dir, panoptic_dir, path = coco_panoptic_tree(root / "coco")
     metadata = builtin_meta._get_builtin_metadata("coco_panoptic_standard")
     expected = load_coco_panoptic_json(str(path), str(image_dir), str(panoptic_dir), metadata)
-    assert DatasetCatalog.get("coco_2017_val_panoptic") == expected
+    assert DatasetCatalog.get("coco_2017_val_panoptic") == [
+        {**sample, "height": 5, "width": 7} for sample in expected
+    ]
 
 
 def test_semantic_set_pairs_pictures_with_label_maps(root):

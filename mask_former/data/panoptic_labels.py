@@ -35,11 +35,12 @@ def load_panoptic(name: str, metadata: Mapping[str, Any]) -> list[Sample]:
 
     Returns:
         One dict a picture: `file_name`, `image_id`, `pan_seg_file_name`, `segments_info` (category ids
-        are class ids, `isthing` is added) and, where there is a `sem_seg_root`, `sem_seg_file_name`.
+        are class ids, `isthing` is added); where there is a `sem_seg_root`, `sem_seg_file_name`; and where
+        the file states them, `height` and `width`.
     """
     path = metadata["panoptic_json"]
     labels = read_json(path, keys=("annotations",))
-    pictures = {image["id"]: image["file_name"] for image in labels.get("images", ())}
+    pictures = {image["id"]: image for image in labels.get("images", ())}
     samples: dict[Any, Sample] = {}
     for annotation in labels["annotations"]:
         sample = _sample(annotation, pictures, metadata)
@@ -57,7 +58,7 @@ def load_panoptic(name: str, metadata: Mapping[str, Any]) -> list[Sample]:
     return list(samples.values())
 
 
-def _sample(annotation: Sample, pictures: Mapping[Any, str], metadata: Mapping[str, Any]) -> Sample:
+def _sample(annotation: Sample, pictures: Mapping[Any, Sample], metadata: Mapping[str, Any]) -> Sample:
     path = metadata["panoptic_json"]
     lacking = [key for key in ("image_id", "file_name", "segments_info") if key not in annotation]
     if lacking:
@@ -66,12 +67,14 @@ def _sample(annotation: Sample, pictures: Mapping[Any, str], metadata: Mapping[s
         )
     image_id = annotation["image_id"]
     stem = os.path.splitext(annotation["file_name"])[0]
+    picture = pictures.get(image_id, {})
     sample = {
-        "file_name": os.path.join(metadata["image_root"], pictures.get(image_id, stem + ".jpg")),
+        "file_name": os.path.join(metadata["image_root"], picture.get("file_name", stem + ".jpg")),
         "image_id": image_id,
         "pan_seg_file_name": os.path.join(metadata["panoptic_root"], annotation["file_name"]),
         "segments_info": [_with_class_id(each, metadata, image_id) for each in annotation["segments_info"]],
     }
+    sample.update({key: picture[key] for key in ("height", "width") if key in picture})
     if "sem_seg_root" in metadata:
         sample["sem_seg_file_name"] = os.path.join(metadata["sem_seg_root"], stem + ".png")
     return sample
