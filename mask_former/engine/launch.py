@@ -79,11 +79,11 @@ def processes_of_slurm(environment: Any) -> tuple[int, int, int, int] | None:
 
 
 def _first_host(node_list: str) -> str:
-    """Return the first name of a list in SLURM's notation: node[07-09,12],other -> node07."""
-    match = re.match(r"([^,\[]+)(?:\[([^\],-]+))?", node_list)
+    """Return the first name of a list in SLURM's notation: node[07-09,12]-x,other -> node07-x."""
+    match = re.match(r"([^,\[]+)(?:\[([^\],-]+)[^\]]*\]([^,\[]*))?", node_list)
     if match is None:
         raise ValueError(f"SLURM_JOB_NODELIST is {node_list!r}, expected host names: set MASTER_ADDR instead")
-    return match.group(1) + (match.group(2) or "")
+    return "".join(part for part in match.groups() if part)
 
 
 def _join(rank: int, world_size: int, local_rank: int, local_size: int) -> None:
