@@ -1,0 +1,201 @@
+"""Weight files that try to run code, or to take all memory or time: name -> bytes."""
+
+import io
+import pickle
+import struct
+import zipfile
+
+import numpy as np
+import torch
+
+
+class Call:
+    """Pickled as a call."""
+
+    def __init__(self, function, *arguments, state=None):
+        self.parts = (function, arguments) if state is None else (function, arguments, state)
+
+    def __reduce__(self):
+        return self.parts
+
+
+def opcodes(*parts: bytes) -> bytes:
+    return b"\x80\x02" + b"".join(parts) + b"."
+
+
+def named(module: str, name: str) -> bytes:
+    return b"c" + module.encode() + b"\n" + name.encode() + b"\n"
+
+
+def text(value: str) -> bytes:
+    return b"X" + struct.pack("<I", len(value.encode())) + value.encode()
+
+
+def saved(content, zip_archive=True) -> bytes:
+    stream = io.BytesIO()
+    torch.save(content, stream, _use_new_zipfile_serialization=zip_archive)
+    return stream.getvalue()
+
+
+def edited_archive(content, change=None, compression=zipfile.ZIP_STORED, extra=()) -> bytes:
+    """A torch archive with its data.pkl changed."""
+    result = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(saved(content))) as old, zipfile.ZipFile(result, "w", compression) as new:
+        for name in old.namelist():
+            data = old.read(name)
+            new.writestr(name, change(data) if change and name.endswith("data.pkl") else data)
+        for name, data in extra:
+            new.writestr(name, data)
+    return result.getvalue()
+
+
+def code_runners(witness: str) -> dict[str, bytes]:
+    """Files that would make the file `witness` if anything in them ran."""
+    command = f"touch {witness}"
+    write = f"open({witness!r}, 'w')"
+    system = named("os", "system") + b"(" + text(command) + b"tR"
+    getattr_trick = named("builtins", "getattr") + b"(" + named("os", "path") + text("os") + b"tR"
+    calls = {
+        "os.system": system,
+        "posix.system": named("posix", "system") + b"(" + text(command) + b"tR",
+        "builtins.eval": named("builtins", "eval") + b"(" + text(write) + b"tR",
+        "builtins.exec": named("builtins", "exec") + b"(" + text(write) + b"tR",
+        "builtins.open": named("builtins", "open") + b"(" + text(witness) + text("w") + b"tR",
+        "builtins.getattr": getattr_trick,
+        "subprocess.Popen": named("subprocess", "Popen") + b"(" + text(command) + b"tR",
+        "nested reduce": b"]" + b"(" + system + b"e",
+        "reduce as a key": b"}" + system + b"N" + b"s",
+        "inst opcode": b"(" + text(command) + b"ios\nsystem\n",
+        "obj opcode": b"(" + named("os", "system") + text(command) + b"o",
+        "newobj opcode": named("os", "_wrap_close") + b")\x81",
+        "dotted name": text("torch") + text("os.system") + b"\x93" + b"(" + text(command) + b"tR",
+        "name in a memo": text("os")
+        + b"q\x000"
+        + b"h\x00"
+        + text("system")
+        + b"\x93("
+        + text(command)
+        + b"tR",
+        "extension registry": b"\x82\x01",
+        "numpy.load": named("numpy", "load") + b"(" + text(witness) + b"tR",
+        "numpy f2py": named("numpy.testing._private.utils", "runstring") + b"(" + text(write) + b"}tR",
+        "numpy memmap": named("numpy", "memmap") + b"(" + text(witness) + text("uint8") + text("w+") + b"tR",
+        "torch.load": named("torch", "load") + b"(" + text(witness) + b"tR",
+        "torch.hub": named("torch.hub", "load") + b"(" + text(witness) + b"tR",
+        "torch jit": named("torch.jit", "load") + b"(" + text(witness) + b"tR",
+        "torch storage file": named("torch.storage", "UntypedStorage") + b"(" + text(witness) + b"tR",
+        "torch from_file": named("torch", "from_file") + b"(" + text(witness) + b"\x88K\x04tR",
+        "torch rebuild from type": named("torch._tensor", "_rebuild_from_type_v2") + b"(NNNNtR",
+        "functools.partial": named("functools", "partial") + b"(" + named("os", "system") + b"tR",
+        "copyreg": named("copyreg", "_reconstructor") + b"(" + named("os", "_wrap_close") * 2 + b"NtR",
+        "numpy subclass": named("numpy.core.multiarray", "_reconstruct")
+        + b"("
+        + named("numpy", "memmap")
+        + b"K\x00\x85C\x01btR",
+    }
+    files = {name: opcodes(body) for name, body in calls.items()}
+    files["builtins.__import__"] = pickle.dumps(Call(__import__, "antigravity"))
+    files["in a torch archive"] = edited_archive({}, lambda _: opcodes(system))
+    files["in an old torch file"] = saved({}, zip_archive=False).replace(b"}q\x00.", opcodes(system)[2:])
+    nested = opcodes(named("torch.storage", "_load_from_bytes"), b"(", text_bytes(opcodes(system)), b"tR")
+    files["in a nested storage"] = nested
+    return files
+
+
+def text_bytes(data: bytes) -> bytes:
+    return b"B" + struct.pack("<I", len(data)) + data
+
+
+def array_claiming(shape: bytes, data: bytes = b"1234", number_type: str = "f4") -> bytes:
+    """A numpy array with that shape, as opcodes, over those data."""
+    empty = (
+        named("numpy.core.multiarray", "_reconstruct")
+        + b"("
+        + named("numpy", "ndarray")
+        + b"K\x00\x85C\x01btR"
+    )
+    kind = named("numpy", "dtype") + b"(" + text(number_type) + b"K\x00K\x01tR"
+    return opcodes(empty, b"(K\x01", shape, kind, b"\x89", text_bytes(data), b"tb")
+
+
+def memory_and_time_takers() -> dict[str, bytes]:
+    """Files of less than a megabyte that ask for much more, or for hours."""
+    weights = {"a": torch.zeros(4)}
+    huge = b"\x8a\x06" + (10**12).to_bytes(6, "little")
+    declares = edited_archive(weights, lambda data: data.replace(b"K\x04", huge))
+    tuples = b")" + b"".join(b"q" + bytes([i]) + b"h" + bytes([i]) + b"\x86" for i in range(60))
+    copies = (
+        text_bytes(bytes(200_000))
+        + b"q\x000("
+        + b"".join(
+            named("numpy.core.numeric", "_frombuffer")
+            + b"(h\x00"
+            + named("numpy", "dtype")
+            + b"("
+            + text("u1")
+            + b"tRJ"
+            + struct.pack("<i", 200_000)
+            + b"\x85tR"
+            for _ in range(5000)
+        )
+    )
+    zeros = [("archive/data/7", bytes(20_000_000))]
+    return {
+        "memo position": opcodes(b"N", b"r" + struct.pack("<I", 2**31)),
+        "memo position as text": opcodes(b"N", b"p99999999999999\n"),
+        "long text": opcodes(b"X" + struct.pack("<I", 2**32 - 1) + b"a"),
+        "long bytes": opcodes(b"\x8e" + struct.pack("<Q", 2**62) + b"a"),
+        "long integer": opcodes(b"\x8b" + struct.pack("<i", 500_000) + bytes(500_000)),
+        "negative length": opcodes(b"\x8b" + struct.pack("<i", -5)),
+        "decimal of many digits": opcodes(b"I" + b"9" * 300_000 + b"\n"),
+        "nested tuples as a key": opcodes(b"}", tuples, b"N", b"s"),
+        "colliding integer keys": opcodes(
+            b"}(",
+            *(b"\x8a\x0a" + (i * (2**61 - 1)).to_bytes(10, "little") + b"N" for i in range(1, 20_000)),
+            b"u",
+        ),
+        "endless marks": opcodes(b"(" * 900_000),
+        "array of a huge shape": array_claiming(b"J" + struct.pack("<i", 2**31 - 1) + b"\x85"),
+        "array of a huge product": array_claiming((b"J" + struct.pack("<i", 2**31 - 1)) * 3 + b"\x87"),
+        "array of objects": array_claiming(b"K\x01\x85", bytes(8), "O8"),
+        "array of wide texts": array_claiming(b"K\x01\x85", bytes(4), "U1000000000"),
+        "bytearray": opcodes(named("builtins", "bytearray"), b"(", huge, b"tR"),
+        "the same bytes again": opcodes(copies, b"l"),
+        "tensor larger than its storage": declares,
+        "tensor expanded": edited_archive(
+            weights, lambda data: data.replace(b"K\x04\x85q\x08K\x01\x85", huge + b"\x85q\x08K\x00\x85")
+        ),
+        "torch.zeros": opcodes(named("torch", "zeros"), b"(", huge, b"tR"),
+        "numpy.zeros": opcodes(named("numpy", "zeros"), b"(", huge, b"tR"),
+        "zip bomb": edited_archive(weights, compression=zipfile.ZIP_DEFLATED, extra=zeros),
+        "safetensors of a huge shape": safetensors_header(
+            b'{"a":{"dtype":"F32","shape":[1000000000000],"data_offsets":[0,4000000000000]}}'
+        ),
+        "safetensors of a huge header": struct.pack("<Q", 2**60) + b"{}",
+        "safetensors of nested JSON": safetensors_header(b"[" * 200_000),
+    }
+
+
+def safetensors_header(header: bytes) -> bytes:
+    return struct.pack("<Q", len(header)) + header + bytes(8)
+
+
+def damaged() -> dict[str, bytes]:
+    """Files that are cut off, or hold something else."""
+    good = pickle.dumps({"model": {"a": np.arange(6.0)}, "__author__": "x"}, protocol=2)
+    whole = saved({"model": {"a": torch.arange(6.0)}})
+    return {
+        "empty": b"",
+        "text": b"<html>404: not found</html>",
+        "picture": b"\x89PNG\r\n\x1a\n" + bytes(100),
+        "pickle cut off": good[:-20],
+        "archive cut off": whole[:-200],
+        "archive of another kind": b"PK\x03\x04" + bytes(100),
+        "empty pickle": b"\x80\x02.",
+        "name that is no UTF-8": opcodes(b"}X\x03\x00\x00\x00a\xff\xfeN", b"s"),
+        "global that is no UTF-8": opcodes(b"c\xff\xfe\nx\n"),
+        "pop of nothing": opcodes(b"000"),
+        "append to nothing": opcodes(b"Na"),
+        "unknown opcode": opcodes(b"\xfe"),
+        "old torch file cut off": saved({"a": torch.zeros(50)}, zip_archive=False)[:-50],
+    }

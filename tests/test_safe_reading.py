@@ -1,0 +1,232 @@
+"""Weight files are read without running, importing or making what they have no need of."""
+
+import collections
+import pickle
+import random
+import re
+import resource
+import subprocess
+import sys
+import time
+
+import hostile_files
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from mask_former.restricted_pickle import DamagedFileError, UnsafeFileError
+from mask_former.safe_reading import as_tensors, read_file
+
+REFUSED = (UnsafeFileError, DamagedFileError)
+
+
+def weights() -> collections.OrderedDict:
+    torch.manual_seed(3)
+    first = torch.randn(3, 4)
+    return collections.OrderedDict(
+        first=first,
+        view=first[1:, ::2],
+        count=torch.tensor(7),
+        half=torch.randn(500).half(),
+        none=torch.zeros(0, 3),
+        flags=torch.tensor([True, False]),
+    )
+
+
+def arrays() -> dict[str, np.ndarray]:
+    return {
+        "c_order": np.arange(12, dtype=np.float32).reshape(3, 4),
+        "f_order": np.asfortranarray(np.arange(12.0).reshape(3, 4)),
+        "big_endian": np.arange(4, dtype=">f4"),
+        "flags": np.array([True, False]),
+        "scalar": np.array(2.5),
+        "none": np.zeros((0, 3), np.float16),
+    }
+
+
+PLAIN = {
+    "author": "Ä",
+    "list": [1, 2.5, None, (True, -3)],
+    "large": 2**70,
+    "set": {1, "b"},
+    "raw": b"\x00\xff",
+}
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_pickles_of_arrays_and_containers_are_read_as_python_reads_them(tmp_path, protocol):
+    file = tmp_path / "weights.pkl"
+    file.write_bytes(pickle.dumps({"model": arrays(), "number": np.float32(1.5), **PLAIN}, protocol))
+    found = read_file(file)
+    assert found["number"] == 1.5
+    assert {name: found[name] for name in PLAIN} == PLAIN
+    for name, expected in arrays().items():
+        np.testing.assert_array_equal(found["model"][name], expected)
+    tensors = as_tensors(found["model"], file)
+    assert tensors["big_endian"].tolist() == [0, 1, 2, 3]
+    assert tensors["f_order"][1].tolist() == [4, 5, 6, 7]
+
+
+def write_as(kind, content, file):
+    if kind == "pickle":
+        file.write_bytes(pickle.dumps(content, 2))
+    else:
+        torch.save(content, file, _use_new_zipfile_serialization=kind == "archive")
+
+
+@pytest.mark.parametrize("kind", ["archive", "old torch file", "pickle"])
+def test_tensors_are_read_as_they_were_written(tmp_path, kind):
+    file = tmp_path / "weights"
+    write_as(kind, {"model": weights(), **PLAIN}, file)
+    found = read_file(file)
+    assert {name: found[name] for name in PLAIN} == PLAIN
+    for name, expected in weights().items():
+        assert found["model"][name].dtype == expected.dtype
+        assert torch.equal(found["model"][name], expected), name
+
+
+def test_versions_of_modules_are_kept(tmp_path):
+    state = torch.nn.BatchNorm1d(3).state_dict()
+    for kind in ("archive", "old torch file"):
+        write_as(kind, {"model": state}, tmp_path / "w")
+        tensors = as_tensors(read_file(tmp_path / "w")["model"], "w")
+        assert tensors._metadata[""] == {"version": 2}
+
+
+def test_byte_strings_of_python_2_are_read(tmp_path):
+    # What Python 2 wrote for {"a": array([1, 2], dtype="<f4")}, by hand.
+    data = np.array([1, 2], "<f4").tobytes()
+    stream = (
+        b"\x80\x02}U\x01a"
+        b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\nK\x00\x85U\x01btR"
+        b"(K\x01K\x02\x85cnumpy\ndtype\n(U\x02f4K\x00K\x01tR(K\x03U\x01<NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
+        b"\x89U\x08" + data + b"tbs."
+    )
+    (tmp_path / "w.pkl").write_bytes(stream)
+    assert read_file(tmp_path / "w.pkl")["a"].tolist() == [1, 2]
+
+
+def test_safetensors_are_read(tmp_path):
+    expected = {"a": torch.randn(2, 3), "b": torch.arange(4)}
+    save_file(expected, str(tmp_path / "w.safetensors"))
+    found = read_file(tmp_path / "w.safetensors")["model"]
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+
+
+@pytest.mark.parametrize("name", hostile_files.code_runners(""))
+def test_files_that_would_run_code_are_refused(tmp_path, name):
+    witness = tmp_path / "witness"
+    file = tmp_path / "weights.pkl"
+    file.write_bytes(hostile_files.code_runners(str(witness))[name])
+    before = set(sys.modules)
+    with pytest.raises(REFUSED, match=re.escape(str(file))):
+        read_file(file)
+    assert not witness.exists()
+    assert "antigravity" not in sys.modules
+    imported = set(sys.modules) - before
+    assert not {module for module in imported if not module.startswith("encodings.")}  # zip names need one
+
+
+def test_the_refusal_names_the_global_and_the_way_out(tmp_path):
+    file = tmp_path / "weights.pkl"
+    file.write_bytes(hostile_files.code_runners("x")["os.system"])
+    with pytest.raises(UnsafeFileError, match=r"names 'os\.system'.*allow_unsafe"):
+        read_file(file)
+
+
+def test_the_flag_reads_without_restriction(tmp_path):
+    witness = tmp_path / "witness"
+    file = tmp_path / "weights.pkl"
+    file.write_bytes(hostile_files.code_runners(str(witness))["builtins.open"])
+    read_file(file, allow_unsafe=True)
+    assert witness.exists()  # which also shows that the files of this corpus work
+
+
+@pytest.mark.parametrize("name", hostile_files.damaged())
+def test_damaged_files_are_refused(tmp_path, name):
+    file = tmp_path / "weights.pkl"
+    file.write_bytes(hostile_files.damaged()[name])
+    with pytest.raises(DamagedFileError, match=re.escape(str(file))):
+        read_file(file)
+
+
+READ_ALL = """
+import resource, sys, time
+from pathlib import Path
+from mask_former.safe_reading import read_file
+from mask_former.restricted_pickle import DamagedFileError, UnsafeFileError
+for file in sorted(Path(sys.argv[1]).iterdir()):
+    before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
+    try:
+        read_file(file)
+        outcome = "read"
+    except (DamagedFileError, UnsafeFileError):
+        outcome = "refused"
+    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    print(file.name, outcome, grown, time.monotonic() - start, sep="\\t")
+"""
+
+
+def test_files_that_ask_for_too_much_are_refused_in_little_memory_and_time(tmp_path):
+    corpus = hostile_files.memory_and_time_takers()
+    for name, data in corpus.items():
+        assert len(data) < 2**21
+        (tmp_path / name).write_bytes(data)
+    command = [sys.executable, "-W", "ignore", "-c", READ_ALL, str(tmp_path)]
+    lines = subprocess.run(
+        command, capture_output=True, text=True, check=True, timeout=120
+    ).stdout.splitlines()
+    rows = [line.split("\t") for line in lines]
+    assert {row[0] for row in rows} == set(corpus)
+    for name, outcome, megabytes, seconds in rows:
+        assert outcome == "refused", name
+        assert float(megabytes) < 150, name
+        assert float(seconds) < 10, name
+
+
+def good_files() -> list[bytes]:
+    """A small file of each kind."""
+    streams = []
+    for protocol in (0, 2, 4):
+        content = {"model": arrays(), "tensors": weights(), "number": np.float32(1.5), **PLAIN}
+        streams.append(pickle.dumps(content, protocol))
+    for zipped in (True, False):
+        streams.append(hostile_files.saved({"model": weights(), **PLAIN}, zipped))
+    return streams
+
+
+def mutated(data: bytes, draws: random.Random) -> bytes:
+    changed = bytearray(data)
+    for _ in range(draws.randint(1, 2)):
+        kind, at = draws.randrange(4), draws.randrange(len(changed))
+        if kind == 0:
+            changed[at] = draws.randrange(256)
+        elif kind == 1:
+            del changed[at : at + draws.randint(1, 20)]
+        elif kind == 2:
+            changed[at:at] = changed[draws.randrange(len(changed)) :][: draws.randint(1, 20)]
+        else:
+            changed[at] ^= 1 << draws.randrange(8)
+        if not changed:
+            break
+    return bytes(changed)
+
+
+def test_2000_mutations_of_good_files_load_or_are_refused(tmp_path):
+    draws = random.Random(11)
+    originals = good_files()
+    outcomes = collections.Counter()
+    file = tmp_path / "weights"
+    start = time.monotonic()
+    for number in range(2000):
+        file.write_bytes(mutated(originals[number % len(originals)], draws))
+        try:
+            read_file(file)
+            outcomes["read"] += 1
+        except REFUSED:
+            outcomes["refused"] += 1
+    assert sum(outcomes.values()) == 2000
+    assert min(outcomes.values()) > 200  # the mutations are neither all fatal nor all harmless
+    assert time.monotonic() - start < 120
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20 < 4
