@@ -1,0 +1,189 @@
+"""The page about a run shows what the run has left, by itself, whatever lacks."""
+
+import base64
+import io
+import json
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mask_former.charts import line_chart, nice_ticks
+from mask_former.report import main, read_metrics, write_report
+from mask_former.video import VideoWriter
+
+
+def picture(path, size=(31, 17), color=(200, 30, 90)):
+    path.parent.mkdir(exist_ok=True)
+    Image.new("RGB", size, color).save(path)
+
+
+@pytest.fixture
+def run(tmp_path):
+    """The folder of a short run, as training and the demo leave it."""
+    folder = tmp_path / "a run & more"
+    folder.mkdir()
+    records = [
+        {"iteration": 19, "total_loss": 8.5, "loss_ce": 2.0, "loss_mask": 1.5, "loss_dice": 1.0, "lr": 1e-4},
+        {
+            "iteration": 39,
+            "total_loss": 4.25,
+            "loss_ce": 1.0,
+            "loss_mask": 0.5,
+            "loss_dice": 0.75,
+            "lr": 5e-5,
+        },
+        {"iteration": 40, "panoptic_seg/PQ": 61.234, "sem_seg/mIoU": 70.0, "segm/AP": float("nan")},
+        {"iteration": 40, "panoptic_seg/PQ-star": 12.5, "panoptic_seg/PQ-t-shirt <x>": 87.5},
+    ]
+    (folder / "metrics.json").write_text("".join(json.dumps(record) + "\n" for record in records))
+    (folder / "config.yaml").write_text(
+        "MODEL: {META_ARCHITECTURE: MaskFormer, SEM_SEG_HEAD: {NUM_CLASSES: 11}}\n"
+        "DATASETS: {TRAIN: [shapes_panoptic_train]}\nSOLVER: {MAX_ITER: 40, IMS_PER_BATCH: 8}\n"
+    )
+    for name in ("000001", "two_parts"):
+        for panel in ("picture", "truth", "prediction"):
+            picture(folder / "gallery" / f"{name}_{panel}.png")
+    with VideoWriter(folder / "moves.mp4", 64, 48, 12.0) as writer:
+        for shade in range(5):
+            writer.write(np.full((48, 64, 3), 40 * shade, np.uint8))
+    return folder
+
+
+class Addresses(HTMLParser):
+    """Collects everything that a browser would load, and the nesting of tags."""
+
+    VOID = ("meta", "link", "img", "br")
+
+    def __init__(self):
+        super().__init__()
+        self.loaded, self.scripts, self.open, self.unbalanced = [], 0, [], []
+
+    def handle_starttag(self, tag, attributes):
+        self.scripts += tag == "script"
+        self.loaded += [value for key, value in attributes if key in ("src", "href", "data", "poster")]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        pass
+
+    def handle_endtag(self, tag):
+        if not self.open or self.open.pop() != tag:
+            self.unbalanced.append(tag)
+
+
+def test_page_loads_nothing_and_is_well_formed(run):
+    page = write_report(run).read_text()
+    parser = Addresses()
+    parser.feed(page)
+    assert parser.scripts == 0
+    assert len(parser.loaded) == 1 + 2 * 3 + 1  # icon, two rows, video
+    assert all(address.startswith("data:") for address in parser.loaded)
+    assert "url(" not in page
+    assert "@import" not in page
+    assert (parser.open, parser.unbalanced) == ([], [])
+
+
+def test_page_shows_scores_classes_curves_and_recipe(run):
+    page = write_report(run).read_text()
+    assert "<b>61.2</b>PQ" in page
+    assert "<b>70.0</b>mIoU" in page
+    assert "mask AP</th>" not in page  # it was NaN
+    assert re.search(r"<td>t-shirt &lt;x&gt;</td><td>87\.5.*<td>star</td><td>12\.5", page)
+    assert page.count("<svg") == 4
+    assert "a run &amp; more: MaskFormer" in page
+    assert "11 classes; trained on shapes_panoptic_train; 40 of 40 iterations of 8 pictures" in page
+
+
+def test_video_is_a_picture_that_moves_at_its_rate(run):
+    page = write_report(run).read_text()
+    source = re.search(r'<img src="data:image/webp;base64,([^"]+)" alt="moves.mp4: 5 frames at 12', page)
+    moving = Image.open(io.BytesIO(base64.b64decode(source.group(1))))
+    assert (moving.n_frames, moving.size) == (5, (64, 48))
+    moving.seek(1)
+    moving.load()
+    assert moving.info["duration"] == 83
+
+
+@pytest.mark.parametrize("name", ["metrics.json", "config.yaml", "gallery/000001_truth.png", "moves.mp4"])
+def test_page_does_without_any_one_file(run, name):
+    (run / name).unlink()
+    assert "<h2>Pictures</h2>" in write_report(run).read_text()
+
+
+def test_video_that_cannot_be_read_is_left_out(run, caplog):
+    (run / "broken.avi").write_bytes(b"no video")
+    page = write_report(run).read_text()
+    assert "broken.avi" not in page
+    assert "broken.avi cannot be read as a video" in caplog.text
+
+
+def test_half_a_line_of_metrics_is_passed_over(tmp_path):
+    path = tmp_path / "metrics.json"
+    path.write_text('{"iteration": 19, "lr": 1.0}\n{"iteration": 39, "lr": 2.0}\n{"iteration": 5')
+    assert read_metrics(path) == [{"iteration": 19, "lr": 1.0}, {"iteration": 39, "lr": 2.0}]
+
+
+def test_a_repeated_iteration_counts_once_with_its_later_values(tmp_path):
+    path = tmp_path / "metrics.json"
+    lines = [{"iteration": 19, "lr": 1.0}, {"iteration": 39, "lr": 2.0}, {"iteration": 19, "lr": 3.0}]
+    path.write_text("\n".join(map(json.dumps, lines)))
+    assert read_metrics(path) == [{"iteration": 19, "lr": 3.0}, {"iteration": 39, "lr": 2.0}]
+
+
+def test_folder_without_a_run_is_refused_in_one_line(tmp_path, capsys):
+    assert main([str(tmp_path)]) == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "holds nothing to show" in error
+    assert main([str(tmp_path / "no")]) == 1
+    assert "is no folder" in capsys.readouterr().err
+
+
+def test_runs_as_a_module(run):
+    command = [sys.executable, "-W", "ignore", "-m", "mask_former.report", str(run)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (0, f"{run / 'index.html'}\n")
+
+
+def polyline(svg):
+    return [tuple(map(float, point.split(","))) for point in svg.find("{*}polyline").get("points").split()]
+
+
+def test_line_rises_where_values_rise_and_spans_the_data():
+    points = [(0, 1.0), (10, 3.0), (30, 2.0), (40, float("nan"))]
+    svg = ElementTree.fromstring(line_chart({"a": points}, "t").replace("<svg ", '<svg xmlns="x" ', 1))
+    (x0, y0), (x1, y1), (x2, y2) = polyline(svg)
+    assert (x1 - x0) / (x2 - x0) == pytest.approx(1 / 3, abs=0.01)  # pixels are rounded
+    assert (y0 - y2) / (y0 - y1) == pytest.approx(1 / 2, abs=0.01)
+    assert y1 < y0  # up is less in SVG
+
+
+def test_names_are_escaped_and_one_point_is_a_dot():
+    drawn = line_chart({"<a>": [(5, 2.0)], "b": [(1, 1.0), (2, 2.0)]}, 'a "title"')
+    svg = ElementTree.fromstring(drawn.replace("<svg ", '<svg xmlns="x" ', 1))
+    assert len(svg.findall("{*}circle")) == len(svg.findall("{*}polyline")) == 1
+    assert "<a>" in [text.text for text in svg.findall("{*}text")]
+
+
+def test_chart_without_values_is_nothing():
+    assert line_chart({"a": [], "b": [(1, float("nan"))]}, "t") == ""
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [
+        (0, 13.2, [0, 5, 10, 15]),
+        (0, 0.0005, [0, 0.0001, 0.0002, 0.0003, 0.0004, 0.0005]),
+        (-3, 4, [-4, -2, 0, 2, 4]),
+        (0, 0, [0, 0.2, 0.4, 0.6, 0.8, 1]),
+    ],
+)
+def test_ticks_are_round_and_cover_the_values(low, high, expected):
+    assert nice_ticks(low, high) == pytest.approx(expected)
