@@ -1,56 +1,217 @@
-"""Checkpoints: what is written is written whole, or not at all."""
+"""The checkpointer of every entry point: safe reading, one report of what did not fit, whole writing.
 
-import os
+What is written describes itself: besides the weights it holds what is needed to predict with them, as
+plain texts and numbers under "metadata" (see `describe`).
+"""
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
+import numpy as np
 from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts
+from detectron2.config import CfgNode
+from torch import nn
+
+from mask_former.atomic_writing import replacing, save_atomically, save_safetensors
+from mask_former.restricted_pickle import DamagedFileError
+from mask_former.safe_reading import as_tensors, read_file
+from mask_former.weight_fitting import LoadReport, fit_weights
+from mask_former.weights import resolve
+
+logger = logging.getLogger(__name__)
+
+# Raised when the meaning of an entry of the metadata changes.
+METADATA_FORMAT = 1
 
 
 class Checkpointer(DetectionCheckpointer):
-    """Detectron2's checkpointer, with atomic writing."""
+    """Detectron2's checkpointer, with safe reading, a report, and self-describing files written whole.
+
+    Attributes:
+        metadata: what is written beside the weights; entries may be changed at any time.
+        report: what became of the last file that was loaded, None before.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        save_dir: str = "",
+        *,
+        save_to_disk: bool | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        strict: bool = False,
+        allow_unsafe: bool = False,
+        **checkpointables: Any,
+    ) -> None:
+        """Prepare to load and save.
+
+        Args:
+            model: the model, wrapped for several processes or not.
+            save_dir: folder of the checkpoints.
+            save_to_disk: by default, only the main process writes.
+            metadata: see `describe`; its "class_names" carry classifier rows over by name.
+            strict: raise ValueError unless the model then holds the file's weights, all of them.
+            allow_unsafe: read pickles without restriction, which runs whatever code a file names.
+            checkpointables: what else is saved and resumed: objects with `state_dict` and `load_state_dict`.
+        """
+        super().__init__(model, save_dir, save_to_disk=save_to_disk, **checkpointables)
+        self.metadata: dict[str, Any] = dict(metadata or {})
+        self.strict = strict
+        self.allow_unsafe = allow_unsafe
+        self.report: LoadReport | None = None
+        self._source = ""
+
+    def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Load a file (a path, URL or `detectron2://` name) and return what it holds besides the weights."""
+        if not path:
+            return super().load(path, *args, **kwargs)
+        return super().load(str(resolve(path)), *args, **kwargs)
 
     def save(self, name: str, tag_last: bool = True, **extra: Any) -> None:
-        """Write `name`.pth: the model, everything that is to be resumed, and `extra`.
+        """Write `name`.pth: the model, everything that is to be resumed, the metadata and `extra`.
 
         With `tag_last`, a resumed run starts from this file.
         """
         if not self.save_dir or not self.save_to_disk:
             return
         states = {key: item.state_dict() for key, item in self.checkpointables.items()}
+        data = {"model": self.model.state_dict(), **states, **extra, **self._described(extra)}
         file = Path(self.save_dir) / f"{name}.pth"
         self.logger.info("Saving checkpoint to %s", file)
-        save_atomically({"model": self.model.state_dict(), **states, **extra}, file)
+        save_atomically(data, file)
         if tag_last:
             self.tag_last_checkpoint(file.name)
 
+    def save_weights(self, file: str | Path) -> None:
+        """Write the weights and the metadata alone, as .safetensors or .pth by the file's name."""
+        file = Path(file)
+        state = self.model.state_dict()
+        if file.suffix == ".safetensors":
+            save_safetensors(state, self.metadata, file)
+        else:
+            save_atomically({"model": state, **self._described({})}, file)
+
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         """Make `--resume` start from this file of the folder."""
-        with _replacing(Path(self.save_dir) / "last_checkpoint") as partial:
+        with replacing(Path(self.save_dir) / "last_checkpoint") as partial:
             partial.write_text(last_filename_basename)
 
+    def _described(self, extra: Mapping[str, Any]) -> dict[str, Any]:
+        if not self.metadata:
+            return {}
+        progress = {"iteration": int(extra["iteration"])} if "iteration" in extra else {}
+        return {"metadata": {**self.metadata, **progress}}
 
-def save_atomically(data: dict[str, Any], file: Path) -> None:
-    """Write a checkpoint so that at any moment either the old file is there or the new one, complete."""
-    with _replacing(file) as partial:
-        torch.save(data, partial)
+    def _load_file(self, filename: str) -> dict[str, Any]:
+        self._source = filename
+        return read_checkpoint(filename, self.allow_unsafe)
+
+    def _load_model(self, checkpoint: dict[str, Any]) -> None:
+        state = checkpoint.pop("model")
+        if checkpoint.get("__author__") == "Caffe2":
+            state = align_and_update_state_dicts(self.model.state_dict(), state, c2_conversion=True)
+        fitted, self.report = fit_weights(
+            state,
+            self.model,
+            source=self._source,
+            file_classes=checkpoint.get("metadata", {}).get("class_names"),
+            model_classes=self.metadata.get("class_names"),
+        )
+        if self.strict and not self.report.is_complete:
+            raise ValueError(
+                f"Not every entry fits, and loading is strict (leave out --strict to accept).\n{self.report}"
+            )
+        self.model.load_state_dict(fitted, strict=False)
+        logger.log(logging.INFO if self.report.is_complete else logging.WARNING, "%s", self.report)
 
 
-class _replacing:  # noqa: N801  (a context manager, used like a function)
-    """Gives a path to write to, and puts what was written in the place of `file`."""
+def read_checkpoint(file: str | Path, allow_unsafe: bool = False) -> dict[str, Any]:
+    """Return a weight file of any kind as a dict with "model", name -> tensor, and what else it holds.
 
-    def __init__(self, file: Path) -> None:
-        self.file = file
-        self.partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
+    A state dict alone, and one under "state_dict", are taken as well; a pickle without "model" is Caffe2's.
+    """
+    content = read_file(file, allow_unsafe)
+    if not isinstance(content, Mapping):
+        raise DamagedFileError(f"{file} holds a {type(content).__name__}; expected a dict of weights.")
+    data = dict(content)
+    if "metadata_json" in data:
+        data["metadata"] = json.loads(data.pop("metadata_json"))
+    if not isinstance(data.get("metadata", {}), dict):
+        data.pop("metadata")
+    if isinstance(data.get("model"), Mapping):
+        return {**data, "model": as_tensors(data["model"], file)}
+    if isinstance(data.get("state_dict"), Mapping):
+        state = data.pop("state_dict")
+        return {**data, "model": as_tensors(state, file)}
+    if "blobs" in data or any(str(name).endswith(("_bn_s", "_w")) for name in data):
+        blobs = data.get("blobs", data)
+        kept = {name: value for name, value in blobs.items() if not str(name).endswith("_momentum")}
+        return {"model": as_tensors(kept, file), "__author__": "Caffe2", "matching_heuristics": True}
+    return {"model": as_tensors(content, file)}
 
-    def __enter__(self) -> Path:
-        return self.partial
 
-    def __exit__(self, error: Any, *_: Any) -> None:
-        if error is not None:
-            self.partial.unlink(missing_ok=True)
-            return
-        with self.partial.open("rb") as written:
-            os.fsync(written.fileno())
-        os.replace(self.partial, self.file)
+def describe(
+    cfg: CfgNode,
+    dataset_metadata: Any = None,
+    *,
+    iteration: int | None = None,
+    metrics: Mapping[str, Any] | None = None,
+    licence: str = "",
+) -> dict[str, Any]:
+    """Return what a checkpoint should say of itself: plain dicts, lists, texts and numbers.
+
+    Args:
+        cfg: the configuration of the model.
+        dataset_metadata: the catalog's entry of the training set, or None.
+        iteration: training steps done; `Checkpointer.save` fills it in.
+        metrics: scores of the weights, nested as evaluators return them.
+        licence: of the weights, as a short name.
+
+    Returns:
+        "format", "config" (YAML), "class_names", "class_colors" (RGB, 0..255), "thing_classes" (indices of
+        classes with instances), "ignore_value", "pixel_mean", "pixel_std", "input_format", "thresholds",
+        "iteration", "metrics" ("task/name" -> number) and "license". Lists are empty where nothing is known.
+    """
+    count = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
+    test = cfg.MODEL.MASK_FORMER.TEST
+    thing_map = getattr(dataset_metadata, "thing_dataset_id_to_contiguous_id", None) or {}
+    return {
+        "format": METADATA_FORMAT,
+        "config": cfg.dump(),
+        "class_names": [str(name) for name in _of_classes(dataset_metadata, "classes", count)],
+        "class_colors": [[int(v) for v in color] for color in _of_classes(dataset_metadata, "colors", count)],
+        "thing_classes": sorted(int(index) for index in thing_map.values()),
+        "ignore_value": int(getattr(dataset_metadata, "ignore_label", cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE)),
+        "pixel_mean": [float(value) for value in cfg.MODEL.PIXEL_MEAN],
+        "pixel_std": [float(value) for value in cfg.MODEL.PIXEL_STD],
+        "input_format": str(cfg.INPUT.FORMAT),
+        "thresholds": {
+            "object_mask": float(test.OBJECT_MASK_THRESHOLD),
+            "overlap": float(test.OVERLAP_THRESHOLD),
+        },
+        "iteration": iteration,
+        "metrics": flat_metrics(metrics or {}),
+        "license": licence,
+    }
+
+
+def flat_metrics(metrics: Mapping[str, Any], path: str = "") -> dict[str, float]:
+    """Return nested scores as "task/name" -> number, for `Checkpointer.metadata["metrics"]`."""
+    flat: dict[str, float] = {}
+    for name, value in metrics.items():
+        if isinstance(value, Mapping):
+            flat |= flat_metrics(value, f"{path}{name}/")
+        elif isinstance(value, int | float | np.number):
+            flat[f"{path}{name}"] = float(value)
+    return flat
+
+
+def _of_classes(metadata: Any, what: str, count: int) -> Sequence[Any]:
+    """Return names or colours of all classes: Detectron2 keeps them under `stuff_` or `thing_`, or split."""
+    stuff, things = (list(getattr(metadata, f"{kind}_{what}", None) or []) for kind in ("stuff", "thing"))
+    choices = (stuff, things, things + stuff)
+    return next((choice for choice in choices if len(choice) == count), [])
