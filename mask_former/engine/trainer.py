@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
 from detectron2.engine import DefaultTrainer, create_ddp_model, default_setup, hooks
 from detectron2.engine.hooks import HookBase
 from detectron2.engine.train_loop import TrainerBase
@@ -20,7 +21,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from mask_former.checkpoint import Checkpointer
+from mask_former.checkpoint import Checkpointer, describe, flat_metrics
 from mask_former.config import load_config
 from mask_former.data.loader import build_test_loader
 from mask_former.engine.hooks import KeepBest, ProgressLine, StopOnSignal
@@ -46,7 +47,10 @@ class Trainer(DefaultTrainer):
         model = create_ddp_model(model, broadcast_buffers=False)
         self._trainer = TrainStep(cfg, model, TrainingData(cfg), optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
-        self.checkpointer = Checkpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
+        metadata = describe(cfg, MetadataCatalog.get(cfg.DATASETS.TRAIN[0]) if cfg.DATASETS.TRAIN else None)
+        self.checkpointer = Checkpointer(
+            model, cfg.OUTPUT_DIR, metadata=metadata, trainer=weakref.proxy(self)
+        )
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.cfg = cfg
@@ -92,6 +96,7 @@ class Trainer(DefaultTrainer):
 
     def _evaluate(self) -> OrderedDict:
         self._last_eval_results = self.test(self.cfg, self.model)
+        self.checkpointer.metadata["metrics"] = flat_metrics(self._last_eval_results or {})
         return self._last_eval_results
 
     def build_writers(self) -> list[EventWriter]:
