@@ -62,7 +62,7 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> Optimizer:
     groups = parameter_groups(cfg, model)
     optimizer: Optimizer
     if cfg.SOLVER.OPTIMIZER == "ADAMW":
-        optimizer = torch.optim.AdamW(groups, cfg.SOLVER.BASE_LR)
+        optimizer = torch.optim.AdamW(groups, cfg.SOLVER.BASE_LR, fused=True)
     elif cfg.SOLVER.OPTIMIZER == "SGD":
         optimizer = torch.optim.SGD(
             groups, cfg.SOLVER.BASE_LR, momentum=cfg.SOLVER.MOMENTUM, nesterov=cfg.SOLVER.NESTEROV

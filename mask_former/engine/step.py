@@ -75,6 +75,8 @@ class TrainStep(SimpleTrainer):
         losses = self._backward(batch)
         self._look_at(losses, batch)
         get_event_storage().put_scalar("data_time", data_time)
+        # Before the step, whose first act may be to clip: a fused optimizer would unscale after that.
+        self.grad_scaler.unscale_(self.optimizer)
         self.grad_scaler.step(self.optimizer)
         self.grad_scaler.update()
 
