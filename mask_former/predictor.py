@@ -1,0 +1,398 @@
+"""Predictions for pictures: `Predictor.from_checkpoint(file)(pictures)`.
+
+A picture gives the same result alone and in any batch. The network sees padding, so a batch holds only
+pictures that are padded to the same size, which is the size that each would be padded to alone.
+"""
+
+import itertools
+import logging
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import yaml
+from detectron2.config import CfgNode
+from detectron2.data import transforms as T
+from detectron2.modeling import META_ARCH_REGISTRY
+from torch import Tensor, nn
+
+from mask_former import model_zoo
+from mask_former.checkpoint import Checkpointer, read_checkpoint
+from mask_former.classes import ClassTable, classes_of_dataset, described_classes
+from mask_former.config import available_device, load_config
+from mask_former.forming import TASKS, Rules, form_result, kept_labels, strongest_queries
+from mask_former.inputs import ErrorHandler, Picture, PictureError, Source, load_all
+from mask_former.results import Result
+from mask_former.strips import Sizes
+from mask_former.weights import resolve
+
+logger = logging.getLogger(__name__)
+
+# Batches' worth of pictures that are read ahead to find such as fit into one batch.
+READ_AHEAD = 4
+# Pixels that a resized picture must have on each side.
+MIN_SIDE = 4
+PRECISIONS = ("float32",)
+
+_licences_told: set[str] = set()
+
+
+class _Prepared(NamedTuple):
+    """A picture, and what the network sees of it: (3, h, w) uint8 in the channels of INPUT.FORMAT."""
+
+    picture: Picture
+    image: Tensor
+
+
+class _Request(NamedTuple):
+    """What one call asks for, beyond the predictor's own options."""
+
+    output_size: tuple[int, int] | None
+    return_scores: bool
+    return_logits: bool
+    top_k_queries: int | None
+
+
+class Predictor:
+    """A model with its classes and thresholds, from pictures to `Result`s.
+
+    Attributes:
+        model: in evaluation mode.
+        cfg: its configuration.
+        classes: names, colours, things.
+        rules: tasks, thresholds, class filter.
+        metadata: what the checkpoint says of itself, empty without one that does.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        cfg: CfgNode,
+        classes: ClassTable,
+        *,
+        score_threshold: float | None = None,
+        mask_threshold: float = 0.5,
+        overlap_threshold: float | None = None,
+        top_k: int | None = None,
+        classes_to_keep: Collection[str | int] | None = None,
+        tasks: Collection[str] | None = None,
+        precision: str = "float32",
+        metadata: dict[str, Any] | None = None,
+    ) -> None:
+        """Wrap a model that is built; the class methods build one, and say what the options mean."""
+        if precision not in PRECISIONS:
+            raise ValueError(f"Precision is {precision!r}; choose one of {', '.join(PRECISIONS)}.")
+        self.model = model.eval()
+        self.cfg = cfg
+        self.classes = classes
+        self.metadata = metadata or {}
+        self.has_queries = hasattr(model, "prepare_images")
+        _check_range("score_threshold", score_threshold, 0.0, 1.0)
+        _check_range("overlap_threshold", overlap_threshold, 0.0, 1.0)
+        if not 0 < mask_threshold < 1:
+            raise ValueError(f"mask_threshold is {mask_threshold}; it must lie between 0 and 1.")
+        if top_k is not None and top_k < 1:
+            raise ValueError(f"top_k is {top_k}; it must be at least 1.")
+        test = cfg.MODEL.MASK_FORMER.TEST
+        own_things = getattr(model, "thing_ids", None)
+        self.rules = Rules(
+            tasks=_tasks(cfg, tasks, self.has_queries),
+            thing_ids=classes.things if own_things is None else own_things,
+            kept=None if classes_to_keep is None else classes.indices_of(classes_to_keep),
+            score_threshold=score_threshold,
+            default_score_threshold=test.OBJECT_MASK_THRESHOLD,
+            mask_threshold=mask_threshold,
+            overlap_threshold=test.OVERLAP_THRESHOLD if overlap_threshold is None else overlap_threshold,
+            top_k=cfg.TEST.DETECTIONS_PER_IMAGE if top_k is None else top_k,
+            resize_logits=getattr(model, "sem_seg_postprocess_before_inference", False),
+        )
+        self._resize = T.ResizeShortestEdge([cfg.INPUT.MIN_SIZE_TEST], cfg.INPUT.MAX_SIZE_TEST, "choice")
+
+    @classmethod
+    def from_checkpoint(
+        cls, weights: str | Path, *, device: str | None = None, **options: Any
+    ) -> "Predictor":
+        """Return a predictor of a checkpoint that describes itself, as training writes them.
+
+        Args:
+            weights: a path or URL.
+            device: as "cpu" or "cuda:1"; None: a GPU where there is one and the configuration wants it.
+            options: score_threshold: segments and instances at or below it are dropped (None: the
+                configuration's for panoptic results, none for instances).
+                mask_threshold: mask probability from which a pixel belongs to a mask.
+                overlap_threshold: panoptic, see `inference.panoptic` (None: the configuration's).
+                top_k: most instances of a picture (None: TEST.DETECTIONS_PER_IMAGE).
+                classes: names or indices that results may have; pixels of others become void.
+                tasks: of "semantic", "panoptic", "instance" (None: those that the configuration switches on).
+                precision: "float32".
+        """
+        file = resolve(weights)
+        metadata = read_checkpoint(file).get("metadata") or {}
+        if "config" not in metadata:
+            raise ValueError(
+                f"{file} holds weights only and does not describe its model: give the configuration, too "
+                "(Predictor.from_config, --config-file); for published weights, the name in the zoo "
+                "(Predictor.from_zoo)."
+            )
+        cfg = load_config()
+        cfg.merge_from_other_cfg(CfgNode(yaml.safe_load(metadata["config"])))
+        classes = described_classes(metadata, cfg)
+        licence = str(metadata.get("license") or "")
+        if licence and licence not in _licences_told:
+            _licences_told.add(licence)
+            logger.info("Licence of the weights %s: %s", file.name, licence)
+        thing_ids = classes.things if cfg.MODEL.MASK_FORMER.TEST.PANOPTIC_ON else classes.things or None
+        model = _build(cfg, device, thing_ids)
+        Checkpointer(model).load(str(file))
+        return cls(model, cfg, classes, metadata=metadata, **_renamed(options))
+
+    @classmethod
+    def from_config(
+        cls,
+        config: str | Path | CfgNode,
+        weights: str | Path | None = None,
+        *,
+        device: str | None = None,
+        **options: Any,
+    ) -> "Predictor":
+        """Return a predictor of a configuration (file or node) and weights of any kind.
+
+        Args:
+            config: its data set gives the classes; where that is not registered, what the weights say of
+                themselves, or numbers.
+            weights: a path, URL or `detectron2://` name; None: MODEL.WEIGHTS.
+            device: see `from_checkpoint`.
+            options: see `from_checkpoint`.
+        """
+        cfg = config.clone() if isinstance(config, CfgNode) else load_config(config)
+        cfg.defrost()
+        weights = weights or cfg.MODEL.WEIGHTS
+        if not weights:
+            raise ValueError("There are no weights to predict with: pass `weights`, or set MODEL.WEIGHTS.")
+        file = resolve(weights)
+        metadata = read_checkpoint(file).get("metadata") or {}
+        is_described = len(metadata.get("class_names") or ()) == cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
+        classes = described_classes(metadata, cfg) if is_described else classes_of_dataset(cfg)
+        model = _build(cfg, device, classes.things or None)
+        Checkpointer(model).load(str(file))
+        return cls(model, cfg, classes, metadata=metadata, **_renamed(options))
+
+    @classmethod
+    def from_zoo(cls, name: str, *, device: str | None = None, **options: Any) -> "Predictor":
+        """Return a predictor of published weights, see `model_zoo`; options as for `from_checkpoint`."""
+        cfg = model_zoo.get_config(name)
+        return cls.from_config(cfg, model_zoo.weights_file(name), device=device, **options)
+
+    def __call__(
+        self,
+        inputs: Source | Iterable[Source],
+        batch_size: int = 1,
+        output_size: tuple[int, int] | None = None,
+        return_scores: bool = False,
+        return_logits: bool = False,
+        top_k_queries: int | None = None,
+        on_error: ErrorHandler | None = None,
+    ) -> list[Result]:
+        """Return the results of all pictures, in their order; see `stream`."""
+        return list(
+            self.stream(
+                inputs, batch_size, output_size, return_scores, return_logits, top_k_queries, on_error
+            )
+        )
+
+    predict = __call__
+
+    def stream(
+        self,
+        inputs: Source | Iterable[Source],
+        batch_size: int = 1,
+        output_size: tuple[int, int] | None = None,
+        return_scores: bool = False,
+        return_logits: bool = False,
+        top_k_queries: int | None = None,
+        on_error: ErrorHandler | None = None,
+    ) -> Iterator[Result]:
+        """Yield the result of each picture, in their order, while later ones are still to be read.
+
+        Args:
+            inputs: a path, folder, glob pattern, array (H, W, 3) uint8 RGB, or an iterable of them.
+            batch_size: most pictures in one batch; those of other sizes wait for a batch of their own.
+            output_size: (height, width) of all results; None: that of each picture.
+            return_scores: fill `Result.scores`, (K, H, W).
+            return_logits: fill `Result.logits`.
+            top_k_queries: form results from this many queries only, those surest of a class.
+            on_error: told of pictures that cannot be read, which are left out; None: raise `PictureError`.
+        """
+        _check_request(batch_size, output_size, top_k_queries)
+        if not self.has_queries and (return_logits or top_k_queries is not None):
+            raise ValueError("A per-pixel model has no queries: leave out return_logits and top_k_queries.")
+        request = _Request(output_size, return_scores, return_logits, top_k_queries)
+        pictures = self._prepared(inputs, on_error)
+        # One picture at a time needs no company, and a camera must not wait for it.
+        window_size = batch_size * READ_AHEAD if batch_size > 1 else 1
+        while window := list(itertools.islice(pictures, window_size)):
+            yield from self._predict_window(window, batch_size, request)
+
+    def _prepared(
+        self, inputs: Source | Iterable[Source], on_error: ErrorHandler | None
+    ) -> Iterator[_Prepared]:
+        for picture in load_all(inputs, on_error):
+            try:
+                yield _Prepared(picture, self._prepare(picture))
+            except PictureError as error:
+                if on_error is None:
+                    raise
+                on_error(error)
+
+    def _prepare(self, picture: Picture) -> Tensor:
+        """Return (3, h, w) uint8, resized as at test time."""
+        pixels = picture.pixels[:, :, ::-1] if self.cfg.INPUT.FORMAT == "BGR" else picture.pixels
+        transform = self._resize.get_transform(pixels)
+        if min(getattr(transform, "new_h", MIN_SIDE), getattr(transform, "new_w", MIN_SIDE)) < MIN_SIDE:
+            height, width = picture.pixels.shape[:2]
+            raise PictureError(
+                picture.name,
+                f"{width}x{height} pixels (width x height) shrink to less than {MIN_SIDE} on a side under "
+                "INPUT.MAX_SIZE_TEST: cut the picture, or raise that.",
+            )
+        resized = transform.apply_image(np.ascontiguousarray(pixels))
+        return torch.from_numpy(np.ascontiguousarray(resized.transpose(2, 0, 1)))
+
+    def _predict_window(
+        self, window: Sequence[_Prepared], batch_size: int, request: _Request
+    ) -> Iterator[Result]:
+        """Yield results in order, batches formed of what is padded to the same size."""
+        groups: dict[tuple[int, int], list[int]] = {}
+        for index, prepared in enumerate(window):
+            groups.setdefault(self._padded_size(prepared.image), []).append(index)
+        results: dict[int, Result] = {}
+        for indices in groups.values():
+            for start in range(0, len(indices), batch_size):
+                batch = indices[start : start + batch_size]
+                found = self._predict_batch([window[index] for index in batch], request)
+                results |= dict(zip(batch, found, strict=True))
+        for index in range(len(window)):
+            yield results.pop(index)
+
+    def _padded_size(self, image: Tensor) -> tuple[int, int]:
+        default = getattr(getattr(self.model, "backbone", None), "size_divisibility", 0)
+        divisor = max(1, getattr(self.model, "size_divisibility", default))
+        height, width = (-(-side // divisor) * divisor for side in image.shape[-2:])
+        return height, width
+
+    @torch.inference_mode()
+    def _predict_batch(self, batch: Sequence[_Prepared], request: _Request) -> list[Result]:
+        sizes = [request.output_size or prepared.picture.size for prepared in batch]
+        predict = self._from_queries if self.has_queries else self._from_pixels
+        fields = predict([prepared.image for prepared in batch], sizes, request)
+        return [
+            Result(
+                image_name=prepared.picture.name,
+                height=size[0],
+                width=size[1],
+                classes=self.classes,
+                image=prepared.picture.pixels,
+                **found,
+            )
+            for prepared, size, found in zip(batch, sizes, fields, strict=True)
+        ]
+
+    def _from_queries(
+        self, images: list[Tensor], output_sizes: Sequence[tuple[int, int]], request: _Request
+    ) -> list[dict[str, Any]]:
+        model: Any = self.model
+        prepared = model.prepare_images(images)
+        answer = model.predict(prepared.tensor)[-1]
+        padded = tuple(prepared.tensor.shape[-2:])
+        found = []
+        for class_logits, mask_logits, image_size, output in zip(
+            answer.class_logits, answer.mask_logits, prepared.image_sizes, output_sizes, strict=True
+        ):
+            count = request.top_k_queries
+            if count is not None:
+                class_logits, mask_logits = strongest_queries(class_logits, mask_logits, count)
+            fields = form_result(
+                class_logits,
+                mask_logits,
+                Sizes(padded=padded, image=tuple(image_size), output=output),
+                rules=self.rules,
+                classes=self.classes,
+                return_scores=request.return_scores,
+                return_logits=request.return_logits,
+            )
+            found.append(fields)
+        return found
+
+    def _from_pixels(
+        self, images: list[Tensor], output_sizes: Sequence[tuple[int, int]], request: _Request
+    ) -> list[dict[str, Any]]:
+        """Predict with Detectron2's SemanticSegmentor: class logits at each pixel, no queries."""
+        inputs = [
+            {"image": image, "height": height, "width": width}
+            for image, (height, width) in zip(images, output_sizes, strict=True)
+        ]
+        found = []
+        for result in self.model(inputs):
+            logits = result["sem_seg"]
+            fields: dict[str, Any] = {
+                "semantic": kept_labels(logits.argmax(0), self.classes, self.rules.kept)
+            }
+            if request.return_scores:
+                fields["scores"] = logits.float().softmax(0).cpu()
+            found.append(fields)
+        return found
+
+
+def _build(cfg: CfgNode, device: str | None, thing_ids: frozenset[int] | None) -> nn.Module:
+    """Return the model of a configuration on its device, without weights."""
+    if device is not None:
+        if available_device(device) != device:
+            raise ValueError(f"Device {device!r} is not there: torch sees no GPU. Use device='cpu'.")
+        cfg.MODEL.DEVICE = device
+    cfg.MODEL.DEVICE = available_device(cfg.MODEL.DEVICE)
+    architecture = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)
+    # Detectron2's own architectures know nothing of things.
+    is_ours = hasattr(architecture, "prepare_images")
+    model = architecture(cfg, thing_ids=thing_ids) if is_ours else architecture(cfg)
+    return model.to(cfg.MODEL.DEVICE)
+
+
+def _tasks(cfg: CfgNode, wanted: Collection[str] | None, has_queries: bool) -> tuple[str, ...]:
+    test = cfg.MODEL.MASK_FORMER.TEST
+    if wanted is None and not has_queries:
+        return ("semantic",)
+    if wanted is None:
+        switches = {"semantic": test.SEMANTIC_ON, "panoptic": test.PANOPTIC_ON, "instance": test.INSTANCE_ON}
+        return tuple(task for task in TASKS if switches[task])
+    wanted = [wanted] if isinstance(wanted, str) else list(wanted)
+    possible = TASKS if has_queries else ("semantic",)
+    unknown = [task for task in wanted if task not in possible]
+    if unknown or not wanted:
+        raise ValueError(
+            f"Tasks are {wanted}; choose one or more of {', '.join(possible)}, which this model can give."
+        )
+    return tuple(task for task in TASKS if task in wanted)
+
+
+def _renamed(options: dict[str, Any]) -> dict[str, Any]:
+    """Return options with the class filter under the constructor's name for it."""
+    if "classes" in options:
+        options = {**options, "classes_to_keep": options["classes"]}
+        del options["classes"]
+    return options
+
+
+def _check_range(name: str, value: float | None, low: float, high: float) -> None:
+    if value is not None and not low <= value <= high:
+        raise ValueError(f"{name} is {value}; it must be in {low:g}..{high:g}.")
+
+
+def _check_request(batch_size: int, output_size: tuple[int, int] | None, top_k_queries: int | None) -> None:
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}; it must be at least 1.")
+    if top_k_queries is not None and top_k_queries < 1:
+        raise ValueError(f"top_k_queries is {top_k_queries}; it must be at least 1.")
+    if output_size is not None and (len(output_size) != 2 or min(output_size) < 1):
+        raise ValueError(f"output_size is {output_size}; expected (height, width), both at least 1.")
