@@ -5,6 +5,8 @@ import logging
 import weakref
 from argparse import Namespace
 from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from detectron2.utils import comm
 from detectron2.utils.events import EventWriter, JSONWriter, TensorboardXWriter
 from detectron2.utils.logger import setup_logger
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -131,6 +134,14 @@ class Trainer(DefaultTrainer):
         return build_evaluators(cfg, dataset_name, output_folder or str(Path(cfg.OUTPUT_DIR) / "inference"))
 
     @classmethod
+    def test(
+        cls, cfg: CfgNode, model: nn.Module, evaluators: list[DatasetEvaluator] | None = None
+    ) -> OrderedDict:
+        """Return the scores of the model on every set of DATASETS.TEST, by task and name."""
+        with _label_maps(model):
+            return super().test(cfg, model, evaluators)
+
+    @classmethod
     def test_with_tta(cls, cfg: CfgNode, model: nn.Module) -> OrderedDict:
         """Return the semantic scores of the model over flips and scales, as rows of their own (`_TTA`)."""
         folder = str(Path(cfg.OUTPUT_DIR) / "inference_TTA")
@@ -141,6 +152,20 @@ class Trainer(DefaultTrainer):
         evaluators = [cls.build_evaluator(semantic_only, name, folder) for name in cfg.DATASETS.TEST]
         results = cls.test(semantic_only, SemanticSegmentorWithTTA(semantic_only, model), evaluators)
         return OrderedDict((f"{task}_TTA", scores) for task, scores in results.items())
+
+
+@contextmanager
+def _label_maps(model: nn.Module) -> Iterator[None]:
+    """Have the model give semantic labels, which is all that evaluators need, not a score for each class."""
+    unwrapped = model.module if isinstance(model, DistributedDataParallel) else model
+    if not hasattr(unwrapped, "label_maps"):  # per-pixel models
+        yield
+        return
+    before, unwrapped.label_maps = unwrapped.label_maps, True
+    try:
+        yield
+    finally:
+        unwrapped.label_maps = before
 
 
 def setup(arguments: Namespace) -> CfgNode:
