@@ -53,12 +53,29 @@ ALLOWED = {
     "inputs": {"data.pictures"},
     "drawing": {"classes", "results"},
     "result_tables": {"atomic_writing"},
-    "result_files": {"classes", "evaluation.labels", "result_tables", "results"},
+    "result_entries": {"classes", "results"},
+    "result_files": {"classes", "evaluation.labels", "result_entries", "result_tables", "results"},
     "results": {"classes", "drawing", "result_files", "strips"},
-    "forming": {"classes", "inference", "results", "strips"},
+    "rules": {"classes"},
+    "forming": {"classes", "inference", "results", "rules", "strips"},
     "predictor": {
         *("model_zoo", "config", "checkpoint", "weights"),
-        *("classes", "forming", "inputs", "results", "strips"),
+        *("classes", "forming", "inputs", "results", "rules", "strips"),
+    },
+    "samples": {"classes", "evaluation", "forming", "predictor", "result_files", "results"},
+    "parallel": {"inputs", "predictor", "results"},
+    "sinks": {"inputs", "results"},
+    "demonstration": {
+        *("model_zoo", "config", "checkpoint", "weights"),
+        *("inputs", "parallel", "predictor", "results", "sinks"),
+    },
+    "video_prediction": {
+        *("classes", "drawing", "forming", "inputs", "results"),
+        *("demonstration", "sinks", "tracking", "video"),
+    },
+    "walkthrough": {
+        *("checkpoint", "config", "data", "engine", "evaluation", "inputs", "predictor", "results", "samples"),
+        *("demonstration", "report", "video", "video_prediction"),
     },
     "benchmark": {"model_zoo", "config", "checkpoint"},
 }
