@@ -4,6 +4,7 @@ import colorsys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+import cv2
 import numpy as np
 from detectron2.utils.visualizer import Visualizer
 from numpy.typing import NDArray
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 DRAWN_TASKS = ("panoptic", "semantic", "instance")
 OPACITY = 0.6
 EDGE = (1.0, 1.0, 240 / 255)
+TEXT_HEIGHT = 12  # of a line, about, in pixels of the drawing
 # Hue and brightness of the first, second, ... segment of a thing class against the colour of the class.
 _SHADES = ((0.0, 1.0), (0.04, 0.8), (-0.04, 1.25), (0.08, 0.95), (-0.08, 0.7), (0.02, 1.4), (-0.02, 0.6))
 
@@ -93,7 +95,7 @@ def _draw_panoptic(canvas: Visualizer, result: "Result", colors: Mapping[int, Co
     assert result.panoptic is not None
     # Stuff first, and large before small: what lies above is drawn later.
     for segment in sorted(result.segments, key=lambda segment: (segment.is_thing, -segment.area)):
-        name = f"{segment.name} {segment.score:.0%}" if segment.is_thing else segment.name
+        name = _text(segment.name, segment.score) if segment.is_thing else segment.name
         _draw_mask(canvas, result.panoptic == segment.id, colors[segment.id], name if text else None)
 
 
@@ -115,8 +117,13 @@ def _draw_instances(canvas: Visualizer, result: "Result", score_threshold: float
     numbers = _numbers_in_class(instances.classes[shown].tolist())
     for index, number in sorted(zip(shown, numbers, strict=True), key=lambda pair: -instances.areas[pair[0]]):
         color = shade(result.classes.colors[instances.classes[index]], number)
-        name = f"{instances.names[index]} {instances.scores[index]:.0%}"
+        name = _text(instances.names[index], instances.scores[index])
         _draw_mask(canvas, instances.masks[index], color, name if text else None)
+
+
+def _text(name: str, score: float) -> str:
+    # Of truth, all scores are 1.
+    return name if score >= 1 else f"{name} {score:.0%}"
 
 
 def _numbers_in_class(labels: Sequence[int]) -> list[int]:
@@ -124,11 +131,13 @@ def _numbers_in_class(labels: Sequence[int]) -> list[int]:
 
 
 def _draw_mask(canvas: Visualizer, mask: NDArray[np.bool_], color: Color, text: str | None) -> None:
+    pixels = mask.astype(np.uint8)
+    channels = tuple(channel / 255 for channel in color)
     # Not Detectron2's panoptic or instance drawing, which fills the holes of rings.
-    canvas.draw_binary_mask(
-        mask.astype(np.uint8),
-        color=tuple(channel / 255 for channel in color),
-        edge_color=EDGE,
-        text=text,
-        alpha=OPACITY,
-    )
+    canvas.draw_binary_mask(pixels, color=channels, edge_color=EDGE, alpha=OPACITY)
+    if text is not None and mask.any():
+        # Where the mask is widest, so that the text of a ring is on the ring.
+        depth = cv2.distanceTransform(np.pad(pixels, 1), cv2.DIST_L2, 3)[1:-1, 1:-1]
+        y, x = np.unravel_index(int(depth.argmax()), depth.shape)
+        bright = tuple(0.5 + channel / 2 for channel in channels)
+        canvas.draw_text(text, (x + 0.5, max(0.0, y - TEXT_HEIGHT / 2 / canvas.output.scale)), color=bright)

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,34 +13,8 @@ from torch import Tensor
 from mask_former import inference
 from mask_former.classes import ClassTable
 from mask_former.results import Box, InstanceResults, Logits, Segment
+from mask_former.rules import Rules
 from mask_former.strips import Sizes
-
-TASKS = ("semantic", "panoptic", "instance")
-
-
-@dataclass(frozen=True)
-class Rules:
-    """How results are formed.
-
-    tasks: of `TASKS`.
-    thing_ids: classes whose segments stay apart, and that instances may have.
-    kept: classes that results may have; None: all.
-    score_threshold: segments and instances at or below it are dropped.
-    mask_threshold: mask probability from which a pixel belongs to a mask.
-    overlap_threshold: see `inference.panoptic`.
-    top_k: most instances of a picture.
-    resize_logits: bring mask logits, not scores, to the size of semantic results.
-    """
-
-    tasks: tuple[str, ...]
-    thing_ids: frozenset[int]
-    kept: frozenset[int] | None = None
-    score_threshold: float | None = None
-    default_score_threshold: float = 0.0
-    mask_threshold: float = 0.5
-    overlap_threshold: float = 0.0
-    top_k: int = 100
-    resize_logits: bool = False
 
 
 def strongest_queries(class_logits: Tensor, mask_logits: Tensor, count: int) -> tuple[Tensor, Tensor]:

@@ -8,14 +8,15 @@ The weights are not ours. Others publish them, under CC BY-NC 4.0, and they are 
 import builtins
 import logging
 import re
+from collections.abc import Collection
 from difflib import get_close_matches
 from pathlib import Path
 from typing import NamedTuple
 
 from detectron2.config import CfgNode
-from detectron2.modeling import META_ARCH_REGISTRY
 from torch import nn
 
+from mask_former.building import build_model
 from mask_former.checkpoint import Checkpointer
 from mask_former.config import load_config
 from mask_former.weights import resolve
@@ -23,7 +24,7 @@ from mask_former.weights import resolve
 logger = logging.getLogger(__name__)
 
 BASE_URL = "https://dl.fbaipublicfiles.com/maskformer"
-LICENCE = "CC BY-NC 4.0 (no commercial use), copyright Facebook, Inc. and its affiliates"
+LICENCE = "CC BY-NC 4.0 (no commercial use)"
 # Where configurations lie: in an installed package, in a checkout.
 CONFIG_FOLDERS = (Path(__file__).parent / "configs", Path(__file__).parent.parent / "configs")
 
@@ -209,24 +210,30 @@ def weights_file(name: str) -> Path:
     return resolve(entry.url, f"md5:{entry.hash_prefix}")
 
 
-def get(name: str, trained: bool = False, num_classes: int | None = None) -> nn.Module:
-    """Return a published model, in training mode, on the device of its configuration.
+def get(
+    name: str,
+    trained: bool = False,
+    num_classes: int | None = None,
+    *,
+    thing_ids: Collection[int] | None = None,
+    device: str | None = None,
+) -> nn.Module:
+    """Return a published model, in training mode.
 
     Args:
         name: see `find`.
         trained: with the published weights; otherwise with random ones.
         num_classes: classes of your own data; with `trained`, what depends on their number stays random, and
-            is reported. Panoptic models then take all classes for stuff: pass `thing_ids` to `MaskFormer`
-            for others.
+            is reported.
+        thing_ids: those of your classes that are things, for panoptic models; None: with `num_classes` none,
+            without it those of the data set.
+        device: as "cpu" or "cuda:1"; None: a GPU where there is one.
     """
     cfg = get_config(name, num_classes)
     file = weights_file(name) if trained else None
-    architecture = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)
-    if hasattr(architecture, "prepare_images") and num_classes is not None:
-        model = architecture(cfg, thing_ids=frozenset())
-    else:
-        model = architecture(cfg)
-    model.to(cfg.MODEL.DEVICE)
+    if num_classes is not None and thing_ids is None:
+        thing_ids = frozenset()
+    model = build_model(cfg, device, thing_ids)
     if file is not None:
         Checkpointer(model).load(str(file))
     return model

@@ -12,19 +12,19 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import yaml
 from detectron2.config import CfgNode
 from detectron2.data import transforms as T
-from detectron2.modeling import META_ARCH_REGISTRY
 from torch import Tensor, nn
 
 from mask_former import model_zoo
+from mask_former.building import build_model, described_config
 from mask_former.checkpoint import Checkpointer, read_checkpoint
 from mask_former.classes import ClassTable, classes_of_dataset, described_classes
-from mask_former.config import available_device, load_config
-from mask_former.forming import TASKS, Rules, form_result, kept_labels, strongest_queries
+from mask_former.config import load_config
+from mask_former.forming import form_result, kept_labels, strongest_queries
 from mask_former.inputs import ErrorHandler, Picture, PictureError, Source, load_all
 from mask_former.results import Result
+from mask_former.rules import has_queries, make_rules
 from mask_former.strips import Sizes
 from mask_former.weights import resolve
 
@@ -88,36 +88,29 @@ class Predictor:
         self.cfg = cfg
         self.classes = classes
         self.metadata = metadata or {}
-        self.has_queries = hasattr(model, "prepare_images")
-        _check_range("score_threshold", score_threshold, 0.0, 1.0)
-        _check_range("overlap_threshold", overlap_threshold, 0.0, 1.0)
-        if not 0 < mask_threshold < 1:
-            raise ValueError(f"mask_threshold is {mask_threshold}; it must lie between 0 and 1.")
-        if top_k is not None and top_k < 1:
-            raise ValueError(f"top_k is {top_k}; it must be at least 1.")
-        test = cfg.MODEL.MASK_FORMER.TEST
-        own_things = getattr(model, "thing_ids", None)
-        self.rules = Rules(
-            tasks=_tasks(cfg, tasks, self.has_queries),
-            thing_ids=classes.things if own_things is None else own_things,
-            kept=None if classes_to_keep is None else classes.indices_of(classes_to_keep),
+        self.has_queries = has_queries(model)
+        self.rules = make_rules(
+            cfg,
+            model,
+            classes,
             score_threshold=score_threshold,
-            default_score_threshold=test.OBJECT_MASK_THRESHOLD,
             mask_threshold=mask_threshold,
-            overlap_threshold=test.OVERLAP_THRESHOLD if overlap_threshold is None else overlap_threshold,
-            top_k=cfg.TEST.DETECTIONS_PER_IMAGE if top_k is None else top_k,
-            resize_logits=getattr(model, "sem_seg_postprocess_before_inference", False),
+            overlap_threshold=overlap_threshold,
+            top_k=top_k,
+            classes_to_keep=classes_to_keep,
+            tasks=tasks,
         )
         self._resize = T.ResizeShortestEdge([cfg.INPUT.MIN_SIZE_TEST], cfg.INPUT.MAX_SIZE_TEST, "choice")
 
     @classmethod
     def from_checkpoint(
-        cls, weights: str | Path, *, device: str | None = None, **options: Any
+        cls, weights: str | Path, *, device: str | None = None, opts: Sequence[str] = (), **options: Any
     ) -> "Predictor":
         """Return a predictor of a checkpoint that describes itself, as training writes them.
 
         Args:
             weights: a path or URL.
+            opts: `[key, value, ...]` over its configuration.
             device: as "cpu" or "cuda:1"; None: a GPU where there is one and the configuration wants it.
             options: score_threshold: segments and instances at or below it are dropped (None: the
                 configuration's for panoptic results, none for instances).
@@ -130,21 +123,15 @@ class Predictor:
         """
         file = resolve(weights)
         metadata = read_checkpoint(file).get("metadata") or {}
-        if "config" not in metadata:
-            raise ValueError(
-                f"{file} holds weights only and does not describe its model: give the configuration, too "
-                "(Predictor.from_config, --config-file); for published weights, the name in the zoo "
-                "(Predictor.from_zoo)."
-            )
-        cfg = load_config()
-        cfg.merge_from_other_cfg(CfgNode(yaml.safe_load(metadata["config"])))
+        cfg = described_config(metadata, file)
+        cfg.merge_from_list(list(opts))
         classes = described_classes(metadata, cfg)
         licence = str(metadata.get("license") or "")
         if licence and licence not in _licences_told:
             _licences_told.add(licence)
             logger.info("Licence of the weights %s: %s", file.name, licence)
         thing_ids = classes.things if cfg.MODEL.MASK_FORMER.TEST.PANOPTIC_ON else classes.things or None
-        model = _build(cfg, device, thing_ids)
+        model = build_model(cfg, device, thing_ids)
         Checkpointer(model).load(str(file))
         return cls(model, cfg, classes, metadata=metadata, **_renamed(options))
 
@@ -175,7 +162,7 @@ class Predictor:
         metadata = read_checkpoint(file).get("metadata") or {}
         is_described = len(metadata.get("class_names") or ()) == cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
         classes = described_classes(metadata, cfg) if is_described else classes_of_dataset(cfg)
-        model = _build(cfg, device, classes.things or None)
+        model = build_model(cfg, device, classes.things or None)
         Checkpointer(model).load(str(file))
         return cls(model, cfg, classes, metadata=metadata, **_renamed(options))
 
@@ -345,48 +332,12 @@ class Predictor:
         return found
 
 
-def _build(cfg: CfgNode, device: str | None, thing_ids: frozenset[int] | None) -> nn.Module:
-    """Return the model of a configuration on its device, without weights."""
-    if device is not None:
-        if available_device(device) != device:
-            raise ValueError(f"Device {device!r} is not there: torch sees no GPU. Use device='cpu'.")
-        cfg.MODEL.DEVICE = device
-    cfg.MODEL.DEVICE = available_device(cfg.MODEL.DEVICE)
-    architecture = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)
-    # Detectron2's own architectures know nothing of things.
-    is_ours = hasattr(architecture, "prepare_images")
-    model = architecture(cfg, thing_ids=thing_ids) if is_ours else architecture(cfg)
-    return model.to(cfg.MODEL.DEVICE)
-
-
-def _tasks(cfg: CfgNode, wanted: Collection[str] | None, has_queries: bool) -> tuple[str, ...]:
-    test = cfg.MODEL.MASK_FORMER.TEST
-    if wanted is None and not has_queries:
-        return ("semantic",)
-    if wanted is None:
-        switches = {"semantic": test.SEMANTIC_ON, "panoptic": test.PANOPTIC_ON, "instance": test.INSTANCE_ON}
-        return tuple(task for task in TASKS if switches[task])
-    wanted = [wanted] if isinstance(wanted, str) else list(wanted)
-    possible = TASKS if has_queries else ("semantic",)
-    unknown = [task for task in wanted if task not in possible]
-    if unknown or not wanted:
-        raise ValueError(
-            f"Tasks are {wanted}; choose one or more of {', '.join(possible)}, which this model can give."
-        )
-    return tuple(task for task in TASKS if task in wanted)
-
-
 def _renamed(options: dict[str, Any]) -> dict[str, Any]:
     """Return options with the class filter under the constructor's name for it."""
     if "classes" in options:
         options = {**options, "classes_to_keep": options["classes"]}
         del options["classes"]
     return options
-
-
-def _check_range(name: str, value: float | None, low: float, high: float) -> None:
-    if value is not None and not low <= value <= high:
-        raise ValueError(f"{name} is {value}; it must be in {low:g}..{high:g}.")
 
 
 def _check_request(batch_size: int, output_size: tuple[int, int] | None, top_k_queries: int | None) -> None:

@@ -16,12 +16,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pycocotools.mask
 from numpy.typing import NDArray
 from PIL import Image
 
 from mask_former.classes import ClassTable
 from mask_former.evaluation.labels import id_to_rgb
+from mask_former.result_entries import (
+    CSV_COLUMNS,
+    categories,
+    coco_entries,
+    panoptic_entries,
+    segment_rows,
+)
 from mask_former.result_tables import CocoTable, CsvTable, PanopticTable, ResultTable
 
 if TYPE_CHECKING:
@@ -30,10 +36,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 KINDS = ("overlay", "labels", "panoptic", "coco", "csv")
-CSV_COLUMNS = (
-    *("image", "task", "segment_id", "category_id", "name", "is_thing", "score", "area"),
-    *("x0", "y0", "x1", "y1"),
-)
 _MISSING = {
     "overlay": "any result",
     "labels": "semantic or panoptic results",
@@ -88,7 +90,7 @@ class ResultWriter:
         if "panoptic" in self.kinds:
             if classes is None:
                 raise ValueError("Panoptic files list the classes: give ResultWriter the `classes`.")
-            tables["panoptic"] = PanopticTable(self.folder / "panoptic.json", _categories(classes))
+            tables["panoptic"] = PanopticTable(self.folder / "panoptic.json", categories(classes))
         if "coco" in self.kinds:
             tables["coco"] = CocoTable(self.folder / "coco_instances_results.json")
         if "csv" in self.kinds:
@@ -124,7 +126,7 @@ class ResultWriter:
 
     def _write_overlay(self, result: "Result", stem: str, _: Any, image: NDArray[np.uint8] | None) -> bool:
         picture = Image.fromarray(result.draw(image, **self.drawing))
-        _save_picture(picture, self.folder / "overlay" / f"{stem}.jpg", quality=92, subsampling=0)
+        save_picture(picture, self.folder / "overlay" / f"{stem}.jpg", quality=92, subsampling=0)
         return True
 
     def _write_labels(self, result: "Result", stem: str, *_: Any) -> bool:
@@ -136,26 +138,15 @@ class ResultWriter:
             colors = np.zeros((256, 3), np.uint8)
             colors[: len(result.classes)] = result.classes.palette
             picture.putpalette(colors.tobytes())
-        _save_picture(picture, self.folder / "labels" / f"{stem}.png")
+        save_picture(picture, self.folder / "labels" / f"{stem}.png")
         return True
 
     def _write_panoptic(self, result: "Result", stem: str, image_id: int | str, *_: Any) -> bool:
         if result.panoptic is None:
             return False
         name = f"{stem}.png"
-        _save_picture(Image.fromarray(id_to_rgb(result.panoptic)), self.folder / "panoptic" / name)
-        segments = [
-            {
-                "id": segment.id,
-                "category_id": result.classes.dataset_ids[segment.category_id],
-                "isthing": int(segment.is_thing),
-                "score": round(segment.score, 6),
-                "area": segment.area,
-                "bbox": _coco_box(segment.box),
-                "iscrowd": 0,
-            }
-            for segment in result.segments
-        ]
+        save_picture(Image.fromarray(id_to_rgb(result.panoptic)), self.folder / "panoptic" / name)
+        segments = panoptic_entries(result)
         annotation = {"image_id": image_id, "file_name": name, "segments_info": segments}
         picture = {
             "id": image_id,
@@ -167,25 +158,15 @@ class ResultWriter:
         return True
 
     def _write_coco(self, result: "Result", _: str, image_id: int | str, *__: Any) -> bool:
-        found = _coco_masks(result)
-        if found is None:
+        entries = coco_entries(result, image_id)
+        if entries is None:
             return False
-        entries = [
-            {
-                "image_id": image_id,
-                "category_id": result.classes.dataset_ids[category_id],
-                "score": round(score, 6),
-                "bbox": _coco_box(box),
-                "segmentation": _run_lengths(mask),
-            }
-            for mask, category_id, score, box in found
-        ]
         self._tables["coco"].add(image_id, entries)
         return True
 
     def _write_csv(self, result: "Result", _: str, __: Any, *___: Any) -> bool:
         rows = [
-            dict(zip(CSV_COLUMNS, (result.image_name, *row), strict=True)) for row in _segment_rows(result)
+            dict(zip(CSV_COLUMNS, (result.image_name, *row), strict=True)) for row in segment_rows(result)
         ]
         self._tables["csv"].add(result.image_name, rows)
         return True
@@ -215,82 +196,7 @@ def _known_kinds(kinds: Collection[str]) -> frozenset[str]:
     return frozenset(wanted)
 
 
-def _categories(classes: ClassTable) -> list[dict[str, Any]]:
-    columns = zip(classes.dataset_ids, classes.names, classes.is_thing, classes.colors, strict=True)
-    return [
-        {"id": own, "name": name, "isthing": int(is_thing), "color": list(color)}
-        for own, name, is_thing, color in columns
-    ]
-
-
-def _coco_box(box: Collection[float]) -> list[float]:
-    x0, y0, x1, y1 = (float(edge) for edge in box)
-    return [x0, y0, x1 - x0, y1 - y0]
-
-
-def _run_lengths(mask: NDArray[np.bool_]) -> dict[str, Any]:
-    encoded = pycocotools.mask.encode(np.asfortranarray(mask, np.uint8))
-    return {"size": [int(side) for side in encoded["size"]], "counts": encoded["counts"].decode("ascii")}
-
-
-def _coco_masks(result: "Result") -> list[tuple[NDArray[np.bool_], int, float, Any]] | None:
-    """Return mask, class, score and box of each instance, or of each thing segment; None without both."""
-    if result.instances is not None:
-        found = result.instances
-        rows = zip(found.masks, found.classes.tolist(), found.scores.tolist(), found.boxes, strict=True)
-        return list(rows)
-    if result.panoptic is None:
-        return None
-    return [
-        (result.panoptic == segment.id, segment.category_id, segment.score, segment.box)
-        for segment in result.segments
-        if segment.is_thing
-    ]
-
-
-def _segment_rows(result: "Result") -> list[tuple[Any, ...]]:
-    """Return the rows of a picture after its name: of panoptic segments, else instances, else classes."""
-    own_id, is_thing = result.classes.dataset_ids, result.classes.is_thing
-    if result.panoptic is not None:
-        return [
-            (
-                "panoptic",
-                s.id,
-                own_id[s.category_id],
-                s.name,
-                int(s.is_thing),
-                round(s.score, 6),
-                s.area,
-                *s.box,
-            )
-            for s in result.segments
-        ]
-    if result.instances is not None:
-        found = result.instances
-        columns = (
-            found.classes.tolist(),
-            found.names,
-            found.scores.tolist(),
-            found.areas.tolist(),
-            found.boxes,
-        )
-        return [
-            ("instance", number, own_id[c], name, int(is_thing[c]), round(score, 6), area, *box.tolist())
-            for number, (c, name, score, area, box) in enumerate(zip(*columns, strict=True), 1)
-        ]
-    if result.semantic is None:
-        return []
-    rows = []
-    for label in np.unique(result.semantic).tolist():
-        if label < len(result.classes):
-            ys, xs = np.nonzero(result.semantic == label)
-            box = (float(xs.min()), float(ys.min()), float(xs.max() + 1), float(ys.max() + 1))
-            name = result.classes.names[label]
-            rows.append(("semantic", label, own_id[label], name, int(is_thing[label]), "", len(xs), *box))
-    return rows
-
-
-def _save_picture(picture: Image.Image, file: Path, **options: Any) -> None:
+def save_picture(picture: Image.Image, file: Path, **options: Any) -> None:
     """Write a picture so that there is never half of one."""
     partial = file.with_name(f".{file.name}.partial")
     try:

@@ -1,0 +1,129 @@
+"""Pictures of a data set with truth and prediction side by side, to look at while a model trains."""
+
+from collections.abc import Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog
+from detectron2.data.detection_utils import annotations_to_instances
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from mask_former.classes import ClassTable, classes_of_dataset
+from mask_former.evaluation.ground_truth import semantic_target
+from mask_former.evaluation.labels import read_panoptic_map
+from mask_former.forming import segments_of_map
+from mask_former.predictor import Predictor
+from mask_former.result_files import save_picture
+from mask_former.results import InstanceResults, Result
+
+# Pixels between and above the drawings, and the width that each has.
+GAP, HEADER, WIDTH = 4, 16, 320
+COLUMNS = ("picture", "truth", "prediction")
+
+
+def draw_samples(model: nn.Module, cfg: CfgNode, dataset_name: str, count: int, file: str | Path) -> None:
+    """Write a PNG with a row for each of the first `count` pictures: as it is, its truth, the prediction.
+
+    Args:
+        model: in training or not, wrapped for several processes or not; left in the mode it has.
+        cfg: its configuration.
+        dataset_name: a registered data set; drawn is what both it and the model have of panoptic, semantic
+            and instance results, in this order.
+        count: pictures; with fewer in the set, all.
+        file: its folder is made if need be.
+    """
+    entries = list(islice(DatasetCatalog.get(dataset_name), count))
+    classes = classes_of_dataset(cfg, dataset_name)
+    plain_model = model.module if isinstance(model, DistributedDataParallel) else model
+    was_training = model.training
+    try:
+        predictor = Predictor(plain_model, cfg, classes)
+        results = predictor.stream(entry["file_name"] for entry in entries)
+        rows = [
+            _row(entry, result, classes, predictor.rules.tasks)
+            for entry, result in zip(entries, results, strict=True)
+        ]
+    finally:
+        model.train(was_training)
+    if rows:
+        Path(file).parent.mkdir(parents=True, exist_ok=True)
+        save_picture(_sheet(rows), Path(file))
+
+
+def _row(
+    entry: dict[str, Any], result: Result, classes: ClassTable, tasks: Sequence[str]
+) -> list[NDArray[np.uint8]]:
+    assert result.image is not None
+    task = _shown_task(entry, tasks)
+    scale = WIDTH / result.width
+    height = max(1, round(result.height * scale))
+    plain = np.asarray(Image.fromarray(result.image).resize((WIDTH, height)))
+    if task is None:
+        return [plain, plain, result.draw(scale=scale)]
+    truth = truth_of(entry, result, classes, task)
+    return [plain, truth.draw(result.image, task=task, scale=scale), result.draw(task=task, scale=scale)]
+
+
+def _shown_task(entry: dict[str, Any], tasks: Sequence[str]) -> str | None:
+    has_truth = {
+        "panoptic": "pan_seg_file_name" in entry,
+        "semantic": "sem_seg_file_name" in entry or "pan_seg_file_name" in entry,
+        "instance": "annotations" in entry,
+    }
+    return next((task for task, is_there in has_truth.items() if is_there and task in tasks), None)
+
+
+def truth_of(entry: dict[str, Any], result: Result, classes: ClassTable, task: str) -> Result:
+    """Return the truth of an entry of a data set as if it had been predicted; `result` gives its size."""
+    fields: dict[str, Any] = {}
+    if task == "panoptic":
+        ids = read_panoptic_map(entry["pan_seg_file_name"])
+        # Ids in files can be in the millions: the n-th segment gets id n.
+        infos = [info for info in entry["segments_info"] if (ids == info["id"]).any()]
+        renumbered = np.zeros(ids.shape, np.int32)
+        for number, info in enumerate(infos, 1):
+            renumbered[ids == info["id"]] = number
+        infos = [{**info, "id": number} for number, info in enumerate(infos, 1)]
+        fields = {"panoptic": renumbered, "segments": segments_of_map(renumbered, infos, classes)}
+    elif task == "semantic":
+        labels = semantic_target(entry, len(classes), entry.get("ignore_label", classes.void_label))
+        fields = {"semantic": np.where(labels < len(classes), labels, classes.void_label)}
+    else:
+        fields = {"instances": _true_instances(entry, result, classes)}
+    return Result(entry["file_name"], result.height, result.width, classes, **fields)
+
+
+def _true_instances(entry: dict[str, Any], result: Result, classes: ClassTable) -> InstanceResults:
+    annotations = [item for item in entry["annotations"] if not item.get("iscrowd", 0)]
+    size = (result.height, result.width)
+    found = annotations_to_instances(annotations, size, mask_format="bitmask")
+    masks = found.gt_masks.tensor.numpy() if annotations else np.zeros((0, *size), np.bool_)
+    labels = found.gt_classes.numpy()
+    return InstanceResults(
+        masks=masks,
+        boxes=found.gt_boxes.tensor.numpy(),
+        classes=labels,
+        names=tuple(classes.name_of(int(label)) for label in labels),
+        scores=np.ones(len(labels), np.float32),
+        areas=np.count_nonzero(masks, axis=(1, 2)),
+    )
+
+
+def _sheet(rows: Sequence[Sequence[NDArray[np.uint8]]]) -> Image.Image:
+    heights = [max(len(drawing) for drawing in row) for row in rows]
+    width = len(COLUMNS) * (WIDTH + GAP) - GAP
+    sheet = Image.new("RGB", (width, HEADER + sum(heights) + GAP * (len(rows) - 1)), "white")
+    for column, title in enumerate(COLUMNS):
+        ImageDraw.Draw(sheet).text((column * (WIDTH + GAP) + 2, 2), title, fill="black")
+    top = HEADER
+    for row, height in zip(rows, heights, strict=True):
+        for column, drawing in enumerate(row):
+            sheet.paste(Image.fromarray(drawing), (column * (WIDTH + GAP), top))
+        top += height + GAP
+    return sheet
