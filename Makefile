@@ -23,10 +23,10 @@ $(ready): constraints.txt setup.py Makefile $(wildcard third_party/detectron2/*.
 	@test -x $(python) || $(PYTHON) -m venv $(VENV)
 	@echo "Installing torch (about 3 GB to download the first time) ..."
 	@$(pip) install --constraint constraints.txt torch torchvision setuptools
-	@echo "Installing Detectron2 and the project ..."
+	@echo "Installing OpenCV, Detectron2 and the project ..."
+	@$(python) third_party/opencv/install.py --constraint constraints.txt
 	@$(python) third_party/detectron2/install.py --constraint constraints.txt
 	@$(pip) install --constraint constraints.txt --no-build-isolation --editable '.[test,bridge,lint]'
-	@$(python) third_party/opencv/install.py --constraint constraints.txt
 	@touch $(ready)
 
 test: $(ready)

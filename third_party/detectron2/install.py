@@ -97,7 +97,7 @@ def main():
     parser.add_argument("--constraint", metavar="FILE", help="pip constraints for Detectron2's own needs")
     arguments = parser.parse_args()
     try:
-        require_python_and_torch()
+        require_what_it_builds_on()
         if arguments.check:
             check()
         else:
@@ -108,15 +108,16 @@ def main():
     return 0
 
 
-def require_python_and_torch():
+def require_what_it_builds_on():
     """Refuse what cannot work before anything is fetched."""
     if sys.version_info < OLDEST_PYTHON:
         found = ".".join(map(str, sys.version_info[:3]))
         raise InstallError(f"Python {found} is too old, 3.10 or newer is needed: run this with another one")
-    if importlib.util.find_spec("torch") is None:
-        raise InstallError(
-            f"{sys.executable} has no torch, which must be installed first: `pip install torch`"
-        )
+    for module, package in (("torch", "torch"), ("cv2", "opencv-python")):
+        if importlib.util.find_spec(module) is None:
+            raise InstallError(
+                f"{sys.executable} has no {module}, which must be installed first: `pip install {package}`"
+            )
 
 
 def install(sdist, constraint):
@@ -143,7 +144,7 @@ def install(sdist, constraint):
 
 def installed_version():
     """Return the version of an importable Detectron2, or None."""
-    import importlib.metadata  # not in Pythons that require_python_and_torch has yet to refuse
+    import importlib.metadata  # not in Pythons that require_what_it_builds_on has yet to refuse
 
     try:
         return importlib.metadata.version("detectron2")
