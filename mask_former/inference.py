@@ -18,6 +18,8 @@ import torch
 from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
+from mask_former.arithmetic import index_of_highest, product
+from mask_former.label_maps import pruned_labels
 from mask_former.strips import Sizes, mask_prob_strips, strip_numbers
 
 
@@ -41,7 +43,7 @@ def semantic_scores(
     scores = class_probs.new_empty(class_probs.shape[0], height, width)
     for rows, mask_probs in mask_prob_strips(mask_logits, sizes, resize_logits):
         pixels = slice(rows.start * width, rows.stop * width)
-        _product(class_probs, mask_probs.flatten(1), out=scores.flatten(1)[:, pixels])
+        product(class_probs, mask_probs.flatten(1), out=scores.flatten(1)[:, pixels])
     return scores
 
 
@@ -51,15 +53,26 @@ def semantic_labels(
 ) -> Tensor:
     """Return the (H, W) int64 label map: at each pixel the class of the highest of `semantic_scores`.
 
-    The scores exist for few pixels at a time, so memory does not grow with the number of classes.
+    Memory does not grow with the number of classes. On CPUs most of the work is left out where it cannot
+    matter, with proof, see `label_maps.py`; elsewhere all scores are computed, for few pixels at a time,
+    since a device that waits for the host's choices gains nothing.
     """
-    class_probs = _class_probs(class_logits)[:, :-1].t().contiguous()
+    class_probs = _class_probs(class_logits)[:, :-1]
+    if class_probs.device.type == "cpu" and min(class_probs.shape) > 0:
+        return pruned_labels(class_probs, mask_logits, sizes, resize_logits=resize_logits)
+    return _labels_of_all_scores(class_probs, mask_logits, sizes, resize_logits)
+
+
+def _labels_of_all_scores(
+    class_probs: Tensor, mask_logits: Tensor, sizes: Sizes, resize_logits: bool
+) -> Tensor:
+    weights = class_probs.t().contiguous()
     labels = torch.empty(sizes.output, dtype=torch.int64, device=class_probs.device)
     # As many numbers as a strip of masks has.
-    chunk = max(1, strip_numbers(class_probs.device) // class_probs.shape[0])
+    chunk = max(1, strip_numbers(class_probs.device) // weights.shape[0])
     for rows, mask_probs in mask_prob_strips(mask_logits, sizes, resize_logits):
         pixels = mask_probs.flatten(1).split(chunk, dim=1)
-        best = [_index_of_highest(_product(class_probs, some)) for some in pixels]
+        best = [index_of_highest(product(weights, some)) for some in pixels]
         labels[rows] = torch.cat(best).view(mask_probs.shape[1:])
     return labels
 
@@ -165,30 +178,13 @@ def _class_probs(class_logits: Tensor) -> Tensor:
     return class_logits.float().softmax(dim=-1)
 
 
-def _product(left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor:
-    """Matrix product in float32, also where autocast would choose fewer bits."""
-    with torch.autocast(left.device.type, enabled=False):
-        return torch.mm(left, right, out=out)
-
-
-def _index_of_highest(values: Tensor) -> Tensor:
-    """Return the first index (...) of the highest of (N, ...) values: `argmax(0)`, some four times faster."""
-    count = len(values)
-    # Highest for the first index, so that it survives a tie.
-    marks = torch.arange(count, 0, -1, dtype=torch.int16, device=values.device)
-    is_highest = (values == values.amax(0)).to(torch.int16)
-    best_mark = is_highest.mul_(marks.view(-1, *[1] * (values.ndim - 1))).amax(0)
-    # Where values are not numbers none is highest, and the last index stands for them.
-    return (count - best_mark.long()).clamp_(max=count - 1)
-
-
 def _winning_query(scores: Tensor, mask_logits: Tensor, sizes: Sizes) -> tuple[Tensor, Tensor]:
     """Return the query (H, W) that wins each pixel, and how many pixels of each have probability >= 0.5."""
     winner = torch.empty(sizes.output, dtype=torch.int64, device=scores.device)
     mask_area = torch.zeros(len(scores), dtype=torch.int64, device=scores.device)
     for rows, mask_probs in mask_prob_strips(mask_logits, sizes, resize_logits=True):
         mask_area += (mask_probs >= 0.5).flatten(1).sum(1)
-        winner[rows] = _index_of_highest(mask_probs.mul_(scores[:, None, None]))
+        winner[rows] = index_of_highest(mask_probs.mul_(scores[:, None, None]))
     return winner, mask_area
 
 

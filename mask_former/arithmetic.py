@@ -1,0 +1,27 @@
+"""Products in full precision and a fast argmax: what forming results rests on."""
+
+import torch
+from torch import Tensor
+
+
+def product(left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor:
+    """Return the matrix product in the operands' type, also where autocast would choose fewer bits."""
+    with torch.autocast(left.device.type, enabled=False):
+        return torch.mm(left, right, out=out)
+
+
+def index_of_highest(values: Tensor) -> Tensor:
+    """Return the first index (...) of the highest of (N, ...) values: `argmax(0)`, some four times faster.
+
+    Where values are not numbers it is the last index.
+    """
+    return index_of_first(values == values.amax(0))
+
+
+def index_of_first(is_chosen: Tensor) -> Tensor:
+    """Return the first index (...) along N at which (N, ...) bool is set, the last index where none is."""
+    count = len(is_chosen)
+    # Highest for the first index, so that it survives the others.
+    marks = torch.arange(count, 0, -1, dtype=torch.int16, device=is_chosen.device)
+    marked = is_chosen.to(torch.int16).mul_(marks.view(-1, *[1] * (is_chosen.ndim - 1)))
+    return (count - marked.amax(0).long()).clamp_(max=count - 1)
