@@ -1,4 +1,5 @@
 # make setup   a virtual environment with everything pinned; a second call does nothing
+# make demo    trains on synthetic shapes, predicts, and leaves output/demo/index.html; goes on where it was
 # make test    the test suite
 # make lint    formatter, linter, type checker
 #
@@ -12,14 +13,14 @@ pip := $(python) -m pip --disable-pip-version-check --quiet
 ready := $(VENV)/.ready
 
 .DELETE_ON_ERROR:
-.PHONY: setup test lint
+.PHONY: setup demo test lint
 
 setup: $(ready)
 	@echo "Ready: $$($(python) --version) in $(VENV)"
 
 # Big packages first, so that Detectron2's sdist, whose setup.py imports torch, can be fetched at all.
 # Relative paths throughout: a checkout may lie below a folder with a space in its name.
-$(ready): constraints.txt setup.py Makefile $(wildcard third_party/detectron2/*.py)
+$(ready): constraints.txt setup.py Makefile $(wildcard third_party/*/*.py)
 	@test -x $(python) || $(PYTHON) -m venv $(VENV)
 	@echo "Installing torch (about 3 GB to download the first time) ..."
 	@$(pip) install --constraint constraints.txt torch torchvision setuptools
@@ -29,8 +30,11 @@ $(ready): constraints.txt setup.py Makefile $(wildcard third_party/detectron2/*.
 	@$(pip) install --constraint constraints.txt --no-build-isolation --editable '.[test,bridge,lint]'
 	@touch $(ready)
 
+demo: $(ready)
+	@$(python) -W ignore::FutureWarning -m mask_former.walkthrough
+
 test: $(ready)
-	$(python) -m pytest
+	$(python) -m pytest --numprocesses auto
 
 lint: $(ready)
 	$(python) -m ruff check .
