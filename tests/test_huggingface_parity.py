@@ -1,12 +1,12 @@
 """Our model and Hugging Face's independent MaskFormer, run as a black box, give the same logits."""
 
 import re
-from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 import torch
 from detectron2.modeling import build_model
+from drawn_weights import draw
 from torch import Tensor, nn
 from transformers import (
     DetrConfig,
@@ -18,98 +18,18 @@ from transformers import (
 
 import mask_former.modeling  # noqa: F401  (fills the registries)
 from mask_former.config import load_config
+from mask_former.conversion.hugging_face_names import to_hugging_face
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 STAGES = ["stage1", "stage2", "stage3", "stage4"]
 
-# Our name (a regular expression) -> theirs, in the order of application.
-_BACKBONE = "model.pixel_level_module.encoder"
-_SWIN = (
-    (r"^backbone\.patch_embed\.proj", f"{_BACKBONE}.model.embeddings.patch_embeddings.projection"),
-    (r"^backbone\.patch_embed\.norm", f"{_BACKBONE}.model.embeddings.norm"),
-    (r"^backbone\.norm(\d)", rf"{_BACKBONE}.hidden_states_norms.\1"),
-    (r"^backbone\.layers", f"{_BACKBONE}.model.encoder.layers"),
-    (r"\.norm1\.", ".layernorm_before."),
-    (r"\.norm2\.", ".layernorm_after."),
-    (r"\.attn\.proj", ".attention.output.dense"),
-    (r"\.attn\.", ".attention.self."),
-    (r"\.mlp\.fc1", ".intermediate.dense"),
-    (r"\.mlp\.fc2", ".output.dense"),
-)
-_RESNET = (
-    (r"^backbone\.stem\.conv1\.norm", f"{_BACKBONE}.embedder.embedder.normalization"),
-    (r"^backbone\.stem\.conv1", f"{_BACKBONE}.embedder.embedder.convolution"),
-    (r"\.norm\.", ".normalization."),
-    (r"(conv\d|shortcut)\.weight$", r"\1.convolution.weight"),
-    (
-        r"^backbone\.res(\d)\.(\d+)\.",
-        lambda found: f"{_BACKBONE}.encoder.stages.{int(found[1]) - 2}.layers.{found[2]}.",
-    ),
-    (r"\.conv(\d)\.", lambda found: f".layer.{int(found[1]) - 1}."),
-)
-_DECODER = "model.pixel_level_module.decoder"
-_TRANSFORMER = "model.transformer_module"
-_HEAD = (
-    (r"^sem_seg_head\.pixel_decoder\.mask_features", f"{_DECODER}.mask_projection"),
-    (r"^sem_seg_head\.pixel_decoder\.layer_4\.norm", f"{_DECODER}.fpn.stem.1"),
-    (r"^sem_seg_head\.pixel_decoder\.layer_4", f"{_DECODER}.fpn.stem.0"),
-    # Theirs counts from the coarse maps to the fine, ours from the fine to the coarse.
-    (
-        r"^sem_seg_head\.pixel_decoder\.(adapter|layer)_(\d)(\.norm)?",
-        lambda found: (
-            f"{_DECODER}.fpn.layers.{3 - int(found[2])}."
-            f"{'proj' if found[1] == 'adapter' else 'block'}.{1 if found[3] else 0}"
-        ),
-    ),
-    (r"^sem_seg_head\.predictor\.query_embed", f"{_TRANSFORMER}.queries_embedder"),
-    (r"^sem_seg_head\.predictor\.input_proj", f"{_TRANSFORMER}.input_projection"),
-    (r"^sem_seg_head\.predictor\.class_embed", "class_predictor"),
-    (r"^sem_seg_head\.predictor\.mask_embed\.layers\.(\d)", r"mask_embedder.\1.0"),
-    (r"^sem_seg_head\.predictor\.transformer\.decoder\.norm", f"{_TRANSFORMER}.decoder.layernorm"),
-    (r"^sem_seg_head\.predictor\.transformer\.decoder", f"{_TRANSFORMER}.decoder"),
-    (r"\.self_attn\.out_proj", ".self_attn.o_proj"),
-    (r"\.multihead_attn\.out_proj", ".encoder_attn.o_proj"),
-    (r"\.multihead_attn\.", ".encoder_attn."),
-    (r"\.linear(\d)\.", r".mlp.fc\1."),
-    (r"\.norm1\.", ".self_attn_layer_norm."),
-    (r"\.norm2\.", ".encoder_attn_layer_norm."),
-    (r"\.norm3\.", ".final_layer_norm."),
-)
 
-
-def to_hugging_face(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename the tensors of a MaskFormer with BasePixelDecoder, and split query, key and value."""
-    is_swin = "backbone.patch_embed.proj.weight" in state
-    renamed = {}
-    for name, tensor in state.items():
-        rules = _HEAD if name.startswith("sem_seg_head") else _SWIN if is_swin else _RESNET
-        theirs = name
-        for pattern, replacement in rules:
-            theirs = re.sub(pattern, replacement, theirs)
-        if ".qkv." in name:
-            parts, joined = ("query", "key", "value"), "qkv."
-        elif ".in_proj_" in name:
-            parts, joined = ("q_proj", "k_proj", "v_proj"), "in_proj_"
-        else:
-            renamed[theirs] = tensor
-            continue
-        for part, third in zip(parts, tensor.chunk(3), strict=True):
-            renamed[theirs.replace(joined, f"{part}.")] = third
-    return renamed
-
-
-def draw(model: nn.Module) -> None:
-    """Draw what starts as zeros or ones, so that each tensor matters."""
-    with torch.no_grad():
-        for name, tensor in model.state_dict().items():
-            if re.search(r"running_var|norm\d?\.weight", name):
-                tensor.uniform_(0.5, 1.5)
-            elif re.search(r"running_mean|bias$", name):
-                tensor.normal_(0, 0.2)
-            elif "relative_position_bias_table" in name:
-                tensor.normal_()
-            elif re.search(r"(qkv|fc\d|attn\.proj|reduction)\.weight", name):
-                tensor.normal_(0, tensor.shape[1] ** -0.5)
+def in_memory(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return names of their files as version 5 has them in memory."""
+    rules = ((r"_attn\.out_proj\.", "_attn.o_proj."), (r"(decoder\.layers\.\d\.)fc", r"\1mlp.fc"))
+    for pattern, replacement in rules:
+        state = {re.sub(pattern, replacement, name): tensor for name, tensor in state.items()}
+    return state
 
 
 def ours_and_theirs(config: str, backbone_config: ResNetConfig | SwinConfig) -> tuple[nn.Module, nn.Module]:
@@ -129,7 +49,7 @@ def ours_and_theirs(config: str, backbone_config: ResNetConfig | SwinConfig) -> 
         )
     ).eval()
     state = {name: tensor for name, tensor in ours.state_dict().items() if not name.startswith("criterion")}
-    keys = theirs.load_state_dict(to_hugging_face(state), strict=False)
+    keys = theirs.load_state_dict(in_memory(to_hugging_face(state)), strict=False)
     assert keys.unexpected_keys == []
     # What has no part in the logits: counters, loss weights, the norm of Swin's pooled output.
     unused = r"num_batches_tracked$|^criterion\.|\.encoder\.model\.layernorm\."

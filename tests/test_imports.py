@@ -52,7 +52,7 @@ ALLOWED = {
         "strips",
     },
     "model_zoo": {"building", "config", "checkpoint", "weights"},
-    "engine": {"engine", "config", "checkpoint", "data", "evaluation", "predictor", "solver", "tta"},
+    "engine": {"engine", "config", "checkpoint", "data", "evaluation", "samples", "solver", "tta"},
     "classes": {"checkpoint", "data.class_tables"},
     "inputs": {"data.pictures"},
     "drawing": {"classes", "results"},

@@ -1,0 +1,157 @@
+"""ImageNet backbones of torchvision, timm and the Swin releases in our names, which are Detectron2's.
+
+A backbone alone has no prefix, so `stem.conv1.weight`, not `backbone.stem.conv1.weight`.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from torch import Tensor
+
+from mask_former.conversion.renaming import Rules, State, refuse_unknown, rename_all
+
+NORM = r"\.norm\.(weight|bias|running_mean|running_var)"
+RESNET_NAMES = rf"(stem\.conv1|res\d\.\d+\.(conv\d|shortcut))(\.weight|{NORM})"
+RESNET_RULES: Rules = (
+    (r"^(conv1|bn1)\.", r"stem.\1."),
+    (r"^layer(\d)\.", lambda found: f"res{int(found[1]) + 1}."),
+    (r"\.bn(\d)\.", r".conv\1.norm."),
+    (r"\.downsample\.0\.", ".shortcut."),
+    (r"\.downsample\.1\.", ".shortcut.norm."),
+)
+RESNET_DROPPED = r"^fc\.|num_batches_tracked$"
+
+BLOCK = r"norm[12]\.\w+|attn\.(relative_position_(bias_table|index)|(qkv|proj)\.\w+)|mlp\.fc[12]\.\w+"
+SWIN_NAMES = (
+    r"absolute_pos_embed|patch_embed\.(proj|norm)\.\w+|norm\d\.\w+"
+    rf"|layers\.\d\.(blocks\.\d+\.({BLOCK})|downsample\.(reduction|norm)\.\w+)"
+)
+# The classifier with the norm before it, and masks that depend on the size of the picture.
+SWIN_DROPPED = r"^(head|norm)\.|attn_mask$"
+
+RESNET_DEPTHS: dict[tuple[int, ...], int] = {
+    (2, 2, 2, 2): 18,
+    (3, 4, 6, 3): 50,
+    (3, 4, 23, 3): 101,
+    (3, 8, 36, 3): 152,
+}
+SWIN_SIZES = {(96, 6): "Swin-T", (96, 18): "Swin-S", (128, 18): "Swin-B", (192, 18): "Swin-L"}
+
+
+class Backbone(NamedTuple):
+    """What the names and shapes of a backbone say of it; `keys` are the config keys that build it."""
+
+    title: str
+    keys: dict[str, object]
+
+
+def resnet_to_ours(state: Mapping[str, Tensor]) -> State:
+    """Return a ResNet of torchvision or timm, whose names are the same, in our names."""
+    return rename_all(state, RESNET_RULES, RESNET_DROPPED, RESNET_NAMES, "a torchvision or timm ResNet's")
+
+
+def swin_release_to_ours(state: Mapping[str, Tensor]) -> State:
+    """Return a Swin release (ImageNet-1k or 22k) in our names: they are the same, for what is needed."""
+    result = rename_all(state, (), SWIN_DROPPED, SWIN_NAMES, "a Swin release's")
+    return _with_square_positions(result)
+
+
+def timm_swin_to_ours(state: Mapping[str, Tensor]) -> State:
+    """Return a Swin of timm, features-only or with its classifier, in our names."""
+    flat = {re.sub(r"^layers_(\d)\.", r"layers.\1.", name): value for name, value in state.items()}
+    # timm halves a map at the beginning of a stage since its version 0.9, the releases at the end.
+    moves = not any(name.startswith("layers.0.downsample.") for name in flat)
+
+    def earlier(found: re.Match[str]) -> str:
+        return f"layers.{int(found[1]) - 1}.downsample."
+
+    rules: Rules = ((r"^layers\.(\d)\.downsample\.", earlier),) if moves else ()
+    return _with_square_positions(rename_all(flat, rules, SWIN_DROPPED, SWIN_NAMES, "a timm Swin's"))
+
+
+def swin_to_timm(state: Mapping[str, Tensor]) -> State:
+    """Return a Swin backbone of ours in timm's names, without what timm works out by itself."""
+
+    def later(found: re.Match[str]) -> str:
+        return f"layers.{int(found[1]) + 1}.downsample."
+
+    dropped = r"relative_position_index$|^norm\d\."
+    names = SWIN_NAMES
+    return rename_all(state, ((r"^layers\.(\d)\.downsample\.", later),), dropped, names, "a Swin backbone's")
+
+
+def _with_square_positions(state: State) -> State:
+    """Lay an absolute position table (1, L, C) out as a map (1, C, H, W), as our backbone has it."""
+    table = state.get("absolute_pos_embed")
+    if table is None or table.ndim != 3:
+        return state
+    side = round(table.shape[1] ** 0.5)
+    square = table.transpose(1, 2).reshape(1, table.shape[2], side, side)
+    return {**state, "absolute_pos_embed": square.contiguous()}
+
+
+def describe_backbone(state: Mapping[str, Tensor]) -> Backbone:
+    """Return what a backbone in our names is, and the config keys that build it."""
+    if "patch_embed.proj.weight" in state:
+        return _describe_swin(state)
+    if "stem.conv1.weight" in state:
+        return _describe_resnet(state)
+    refuse_unknown(state, "a ResNet's or a Swin backbone's")
+    raise ValueError("The file holds no backbone.")
+
+
+def _blocks(state: Mapping[str, Tensor], pattern: str) -> tuple[int, ...]:
+    """Return how many blocks there are in each stage; `pattern` finds stage and block in a name."""
+    found = {(int(match[1]), int(match[2])) for name in state if (match := re.match(pattern, name))}
+    return tuple(
+        sum(stage == wanted for stage, _ in found) for wanted in sorted({stage for stage, _ in found})
+    )
+
+
+def _describe_resnet(state: Mapping[str, Tensor]) -> Backbone:
+    blocks = _blocks(state, r"res(\d)\.(\d+)\.")
+    is_basic = "res2.0.conv3.weight" not in state
+    depth = 34 if is_basic and blocks == (3, 4, 6, 3) else RESNET_DEPTHS.get(blocks)
+    deep_stem = "stem.conv2.weight" in state
+    if depth is None:
+        raise ValueError(
+            f"A ResNet of {blocks} blocks: expected one of {sorted(RESNET_DEPTHS.values())} layers."
+        )
+    keys: dict[str, object] = {
+        "MODEL.BACKBONE.NAME": "build_resnet_deeplab_backbone" if deep_stem else "build_resnet_backbone",
+        "MODEL.RESNETS.DEPTH": depth,
+        "MODEL.RESNETS.RES2_OUT_CHANNELS": state["res2.0.shortcut.weight"].shape[0]
+        if "res2.0.shortcut.weight" in state
+        else state["res2.0.conv1.weight"].shape[0],
+        "MODEL.RESNETS.STEM_OUT_CHANNELS": state[
+            "stem.conv3.weight" if deep_stem else "stem.conv1.weight"
+        ].shape[0],
+        "MODEL.RESNETS.STRIDE_IN_1X1": False,
+        "MODEL.RESNETS.OUT_FEATURES": ["res2", "res3", "res4", "res5"],
+    }
+    return Backbone(f"ResNet-{depth}{'c (three convolutions in the stem)' if deep_stem else ''}", keys)
+
+
+def _describe_swin(state: Mapping[str, Tensor]) -> Backbone:
+    depths = _blocks(state, r"layers\.(\d)\.blocks\.(\d+)\.")
+    table = "layers.{}.blocks.0.attn.relative_position_bias_table"
+    heads = [state[table.format(stage)].shape[1] for stage in range(len(depths))]
+    channels, _, patch, _ = state["patch_embed.proj.weight"].shape
+    window = (round(state[table.format(0)].shape[0] ** 0.5) + 1) // 2
+    keys: dict[str, object] = {
+        "MODEL.BACKBONE.NAME": "D2SwinTransformer",
+        "MODEL.SWIN.EMBED_DIM": channels,
+        "MODEL.SWIN.PATCH_SIZE": patch,
+        "MODEL.SWIN.DEPTHS": list(depths),
+        "MODEL.SWIN.NUM_HEADS": heads,
+        "MODEL.SWIN.WINDOW_SIZE": window,
+        # What the releases were pre-trained with; it matters for absolute positions alone.
+        "MODEL.SWIN.PRETRAIN_IMG_SIZE": 384 if window == 12 else 224,
+        "MODEL.SWIN.QKV_BIAS": "layers.0.blocks.0.attn.qkv.bias" in state,
+        "MODEL.SWIN.PATCH_NORM": "patch_embed.norm.weight" in state,
+        "MODEL.SWIN.APE": "absolute_pos_embed" in state,
+    }
+    size = SWIN_SIZES.get((channels, depths[2])) if len(depths) == 4 else None
+    title = f"{size or 'Swin'} (width {channels}, depths {list(depths)}, heads {heads}, window {window})"
+    return Backbone(title, keys)

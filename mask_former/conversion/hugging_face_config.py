@@ -1,0 +1,251 @@
+"""Hugging Face's config.json and preprocessor_config.json, and the config keys that mean the same."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from detectron2.config import CfgNode
+
+STAGES = ["stage1", "stage2", "stage3", "stage4"]
+IN_FEATURES = ["res2", "res3", "res4", "res5"]
+RESNET_BLOCKS = {
+    18: [2, 2, 2, 2],
+    34: [3, 4, 6, 3],
+    50: [3, 4, 6, 3],
+    101: [3, 4, 23, 3],
+    152: [3, 8, 36, 3],
+}
+# What their implementation has no place for: key -> the one value that can go there.
+ONLY = {
+    "MODEL.META_ARCHITECTURE": "MaskFormer",
+    "MODEL.SEM_SEG_HEAD.NAME": "MaskFormerHead",
+    "MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME": "BasePixelDecoder",
+    "MODEL.SEM_SEG_HEAD.NORM": "GN",
+    "MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME": "StandardTransformerDecoder",
+    "MODEL.MASK_FORMER.TRANSFORMER_IN_FEATURE": "res5",
+    "MODEL.MASK_FORMER.PRE_NORM": False,
+    "MODEL.MASK_FORMER.ENC_LAYERS": 0,
+    "INPUT.FORMAT": "RGB",
+}
+ONLY_SWIN = {"MODEL.SWIN.QK_SCALE": None, "MODEL.SWIN.APE": False, "MODEL.SWIN.PATCH_NORM": True}
+ONLY_RESNET = {
+    "MODEL.BACKBONE.NAME": "build_resnet_backbone",
+    "MODEL.RESNETS.NUM_GROUPS": 1,
+    "MODEL.RESNETS.WIDTH_PER_GROUP": 64,
+    "MODEL.RESNETS.RES5_DILATION": 1,
+}
+
+
+def _value(cfg: CfgNode, key: str) -> Any:
+    for part in key.split("."):
+        cfg = cfg[part]
+    return cfg
+
+
+def check_exportable(cfg: CfgNode) -> None:
+    """Raise ValueError if their implementation cannot hold the model of a configuration."""
+    is_swin = cfg.MODEL.BACKBONE.NAME == "D2SwinTransformer"
+    for key, expected in {**ONLY, **(ONLY_SWIN if is_swin else ONLY_RESNET)}.items():
+        if _value(cfg, key) != expected:
+            raise ValueError(
+                f"{key} is {_value(cfg, key)!r}; Hugging Face's MaskFormer has {expected!r} alone, so this "
+                "model cannot be written for it. The published layout (DST.pkl) holds any model."
+            )
+    channels = cfg.MODEL.SWIN.EMBED_DIM * 8 if is_swin else cfg.MODEL.RESNETS.RES2_OUT_CHANNELS * 8
+    if cfg.MODEL.MASK_FORMER.ENFORCE_INPUT_PROJ and channels == cfg.MODEL.MASK_FORMER.HIDDEN_DIM:
+        raise ValueError(
+            f"MODEL.MASK_FORMER.ENFORCE_INPUT_PROJ is True where res5 has HIDDEN_DIM = {channels} channels; "
+            "Hugging Face's MaskFormer has no projection there."
+        )
+
+
+def model_config(cfg: CfgNode, class_names: Sequence[str]) -> dict[str, Any]:
+    """Return config.json for a model of `cfg`; without class names, classes are numbered."""
+    check_exportable(cfg)
+    options, head = cfg.MODEL.MASK_FORMER, cfg.MODEL.SEM_SEG_HEAD
+    names = list(class_names) or [f"class {index}" for index in range(head.NUM_CLASSES)]
+    is_swin = cfg.MODEL.BACKBONE.NAME == "D2SwinTransformer"
+    return {
+        "architectures": ["MaskFormerForInstanceSegmentation"],
+        "model_type": "maskformer",
+        "backbone_config": _swin_config(cfg) if is_swin else _resnet_config(cfg),
+        "decoder_config": {
+            "model_type": "detr",
+            "d_model": options.HIDDEN_DIM,
+            "num_queries": options.NUM_OBJECT_QUERIES,
+            "decoder_layers": options.DEC_LAYERS,
+            "decoder_attention_heads": options.NHEADS,
+            "encoder_attention_heads": options.NHEADS,
+            "decoder_ffn_dim": options.DIM_FEEDFORWARD,
+            "dropout": options.DROPOUT,
+            "attention_dropout": options.DROPOUT,
+            "activation_dropout": options.DROPOUT,
+        },
+        "fpn_feature_size": head.CONVS_DIM,
+        "mask_feature_size": head.MASK_DIM,
+        "no_object_weight": options.NO_OBJECT_WEIGHT,
+        "cross_entropy_weight": 1.0,
+        "dice_weight": options.DICE_WEIGHT,
+        "mask_weight": options.MASK_WEIGHT,
+        # Theirs takes it in training only with options that its own inference does not set, and then fails.
+        "use_auxiliary_loss": False,
+        "id2label": {str(index): name for index, name in enumerate(names)},
+        "label2id": {name: index for index, name in enumerate(names)},
+    }
+
+
+def _swin_config(cfg: CfgNode) -> dict[str, Any]:
+    swin = cfg.MODEL.SWIN
+    return {
+        "model_type": "swin",
+        "image_size": swin.PRETRAIN_IMG_SIZE,
+        "patch_size": swin.PATCH_SIZE,
+        "num_channels": 3,
+        "embed_dim": swin.EMBED_DIM,
+        "depths": list(swin.DEPTHS),
+        "num_heads": list(swin.NUM_HEADS),
+        "window_size": swin.WINDOW_SIZE,
+        "mlp_ratio": swin.MLP_RATIO,
+        "qkv_bias": swin.QKV_BIAS,
+        "hidden_dropout_prob": swin.DROP_RATE,
+        "attention_probs_dropout_prob": swin.ATTN_DROP_RATE,
+        "drop_path_rate": swin.DROP_PATH_RATE,
+        "hidden_act": "gelu",
+        "use_absolute_embeddings": False,
+        "out_features": STAGES,
+    }
+
+
+def _resnet_config(cfg: CfgNode) -> dict[str, Any]:
+    resnet = cfg.MODEL.RESNETS
+    return {
+        "model_type": "resnet",
+        "num_channels": 3,
+        "embedding_size": resnet.STEM_OUT_CHANNELS,
+        "hidden_sizes": [resnet.RES2_OUT_CHANNELS * 2**stage for stage in range(4)],
+        "depths": RESNET_BLOCKS[resnet.DEPTH],
+        "layer_type": "basic" if resnet.DEPTH < 50 else "bottleneck",
+        "downsample_in_first_stage": False,
+        "downsample_in_bottleneck": resnet.STRIDE_IN_1X1,
+        "hidden_act": "relu",
+        "out_features": STAGES,
+    }
+
+
+def processor_config(cfg: CfgNode, ignore_value: int, reduce_labels: bool) -> dict[str, Any]:
+    """Return preprocessor_config.json.
+
+    Args:
+        cfg: the configuration.
+        ignore_value: label of void pixels in the labels that the processor is given.
+        reduce_labels: labels are raw ADE20K's, 0 for void and 1 for class 0; else they are classes.
+    """
+    divisor = cfg.MODEL.MASK_FORMER.SIZE_DIVISIBILITY
+    if divisor < 0:
+        divisor = 32 if cfg.MODEL.BACKBONE.NAME == "D2SwinTransformer" else 0
+    return {
+        "image_processor_type": "MaskFormerImageProcessor",
+        "do_resize": True,
+        "size": {"shortest_edge": cfg.INPUT.MIN_SIZE_TEST, "longest_edge": cfg.INPUT.MAX_SIZE_TEST},
+        "size_divisor": divisor,
+        "resample": 2,  # bilinear
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": [value / 255 for value in cfg.MODEL.PIXEL_MEAN],
+        "image_std": [value / 255 for value in cfg.MODEL.PIXEL_STD],
+        "ignore_index": ignore_value,
+        "do_reduce_labels": reduce_labels,
+        "num_labels": cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
+    }
+
+
+def class_names(config: Mapping[str, Any]) -> list[str]:
+    """Return the class names of a config.json, by their numbers."""
+    labels = config.get("id2label") or {}
+    try:
+        numbered = {int(index): str(name) for index, name in labels.items()}
+        return [numbered[index] for index in range(len(numbered))]
+    except (KeyError, ValueError) as error:
+        raise ValueError(f"config.json: id2label does not number its classes from 0 on ({error}).") from error
+
+
+def config_keys(config: Mapping[str, Any], processor: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the config keys of the model of config.json, for pictures as preprocessor_config.json says.
+
+    Fields that a file leaves out have the defaults of transformers.
+    """
+    if config.get("model_type") != "maskformer":
+        raise ValueError(f"config.json is of a {config.get('model_type')!r}, expected a 'maskformer'.")
+    decoder = config.get("decoder_config") or {}
+    backbone = config.get("backbone_config") or {}
+    keys = {
+        "MODEL.META_ARCHITECTURE": "MaskFormer",
+        "MODEL.BACKBONE.FREEZE_AT": 0,
+        "MODEL.SEM_SEG_HEAD.NAME": "MaskFormerHead",
+        "MODEL.SEM_SEG_HEAD.IN_FEATURES": IN_FEATURES,
+        "MODEL.SEM_SEG_HEAD.NUM_CLASSES": len(class_names(config)),
+        "MODEL.SEM_SEG_HEAD.CONVS_DIM": config.get("fpn_feature_size", 256),
+        "MODEL.SEM_SEG_HEAD.MASK_DIM": config.get("mask_feature_size", 256),
+        "MODEL.MASK_FORMER.HIDDEN_DIM": decoder.get("d_model", 256),
+        "MODEL.MASK_FORMER.NUM_OBJECT_QUERIES": decoder.get("num_queries", 100),
+        "MODEL.MASK_FORMER.DEC_LAYERS": decoder.get("decoder_layers", 6),
+        "MODEL.MASK_FORMER.NHEADS": decoder.get("decoder_attention_heads", 8),
+        "MODEL.MASK_FORMER.DIM_FEEDFORWARD": decoder.get("decoder_ffn_dim", 2048),
+        "MODEL.MASK_FORMER.DROPOUT": decoder.get("dropout", 0.1),
+        "MODEL.MASK_FORMER.NO_OBJECT_WEIGHT": config.get("no_object_weight", 0.1),
+        "MODEL.MASK_FORMER.DICE_WEIGHT": config.get("dice_weight", 1.0),
+        "MODEL.MASK_FORMER.MASK_WEIGHT": config.get("mask_weight", 20.0),
+    }
+    return keys | _backbone_keys(backbone) | _processor_keys(processor)
+
+
+def _backbone_keys(backbone: Mapping[str, Any]) -> dict[str, Any]:
+    kind = backbone.get("model_type", "swin")
+    if kind in ("swin", "maskformer-swin"):
+        return {
+            "MODEL.BACKBONE.NAME": "D2SwinTransformer",
+            "MODEL.SWIN.PRETRAIN_IMG_SIZE": backbone.get("image_size", 224),
+            "MODEL.SWIN.PATCH_SIZE": backbone.get("patch_size", 4),
+            "MODEL.SWIN.EMBED_DIM": backbone.get("embed_dim", 96),
+            "MODEL.SWIN.DEPTHS": list(backbone.get("depths", [2, 2, 6, 2])),
+            "MODEL.SWIN.NUM_HEADS": list(backbone.get("num_heads", [3, 6, 12, 24])),
+            "MODEL.SWIN.WINDOW_SIZE": backbone.get("window_size", 7),
+            "MODEL.SWIN.MLP_RATIO": float(backbone.get("mlp_ratio", 4.0)),
+            "MODEL.SWIN.QKV_BIAS": backbone.get("qkv_bias", True),
+            "MODEL.SWIN.DROP_RATE": backbone.get("hidden_dropout_prob", 0.0),
+            "MODEL.SWIN.ATTN_DROP_RATE": backbone.get("attention_probs_dropout_prob", 0.0),
+            "MODEL.SWIN.DROP_PATH_RATE": backbone.get("drop_path_rate", 0.1),
+        }
+    if kind != "resnet":
+        raise ValueError(f"config.json: the backbone is a {kind!r}; converted are 'resnet' and 'swin'.")
+    blocks, is_basic = list(backbone.get("depths", [3, 4, 6, 3])), backbone.get("layer_type") == "basic"
+    depths = [depth for depth, found in RESNET_BLOCKS.items() if found == blocks and (depth < 50) == is_basic]
+    if not depths:
+        raise ValueError(f"config.json: a ResNet of {blocks} blocks is none of {sorted(RESNET_BLOCKS)}.")
+    return {
+        "MODEL.BACKBONE.NAME": "build_resnet_backbone",
+        "MODEL.RESNETS.DEPTH": depths[0],
+        "MODEL.RESNETS.OUT_FEATURES": IN_FEATURES,
+        "MODEL.RESNETS.STEM_OUT_CHANNELS": backbone.get("embedding_size", 64),
+        "MODEL.RESNETS.RES2_OUT_CHANNELS": backbone.get("hidden_sizes", [256])[0],
+        "MODEL.RESNETS.STRIDE_IN_1X1": bool(backbone.get("downsample_in_bottleneck", False)),
+    }
+
+
+def _processor_keys(processor: Mapping[str, Any]) -> dict[str, Any]:
+    size = processor.get("size", 800)
+    if not isinstance(size, Mapping):  # how early files have it
+        size = {"shortest_edge": size, "longest_edge": processor.get("max_size", 1333)}
+    scale = 1 / processor.get("rescale_factor", 1 / 255)
+    mean = processor.get("image_mean", [0.485, 0.456, 0.406])
+    std = processor.get("image_std", [0.229, 0.224, 0.225])
+    divisor = processor.get("size_divisor", processor.get("size_divisibility", 32))
+    return {
+        "INPUT.FORMAT": "RGB",
+        "INPUT.MIN_SIZE_TEST": size.get("shortest_edge", 800),
+        "INPUT.MAX_SIZE_TEST": size.get("longest_edge", 1333),
+        "MODEL.PIXEL_MEAN": [round(value * scale, 6) for value in mean],
+        "MODEL.PIXEL_STD": [round(value * scale, 6) for value in std],
+        "MODEL.MASK_FORMER.SIZE_DIVISIBILITY": divisor,
+        "MODEL.SEM_SEG_HEAD.IGNORE_VALUE": processor.get("ignore_index") or 255,
+    }
