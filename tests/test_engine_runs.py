@@ -155,12 +155,16 @@ def test_the_best_checkpoint_is_kept_with_its_score(tmp_path):
     train(tmp_path, False, ("TEST.EVAL_PERIOD", "2", "TEST.BEST_METRIC", "sem_seg/mIoU"))
     output = tmp_path / "output"
     record = json.loads((output / "model_best.json").read_text())
+    assert (output / "samples" / "iter_0000001.png").exists()
     scores = [json.loads(line) for line in (output / "metrics.json").read_text().splitlines()]
     assert record["value"] == pytest.approx(
         max(row["sem_seg/mIoU"] for row in scores if "sem_seg/mIoU" in row)
     )
     assert (output / "model_best.pth").exists()
     assert (output / "last_checkpoint").read_text() == "model_final.pth"
+    final = torch.load(output / "model_final.pth", weights_only=True)
+    assert final["metadata"]["metrics"]["sem_seg/mIoU"] == pytest.approx(scores[-1]["sem_seg/mIoU"])
+    assert final["trainer"]["iteration"] == 3
 
 
 def test_an_unknown_best_metric_is_refused_with_the_choices(tmp_path):

@@ -30,6 +30,7 @@ from mask_former.data.loader import build_test_loader
 from mask_former.engine.hooks import KeepBest, ProgressLine, StopOnSignal
 from mask_former.engine.step import TrainingData, TrainStep
 from mask_former.evaluation import build_evaluators, check_ground_truth
+from mask_former.samples import draw_samples
 from mask_former.solver import build_lr_scheduler, build_optimizer
 from mask_former.tta import SemanticSegmentorWithTTA
 
@@ -100,7 +101,19 @@ class Trainer(DefaultTrainer):
     def _evaluate(self) -> OrderedDict:
         self._last_eval_results = self.test(self.cfg, self.model)
         self.checkpointer.metadata["metrics"] = flat_metrics(self._last_eval_results or {})
+        if self.iter == self.max_iter:
+            self._save_scores()
+        cfg, count = self.cfg, self.cfg.TEST.SAMPLE_PICTURES
+        if comm.is_main_process() and cfg.DATASETS.TEST and count:
+            picture = Path(cfg.OUTPUT_DIR) / "samples" / f"iter_{self.iter:07d}.png"
+            draw_samples(self.model, cfg, cfg.DATASETS.TEST[0], count, picture)
         return self._last_eval_results
+
+    def _save_scores(self) -> None:
+        """Write the last checkpoint once more: its evaluation came after it."""
+        self.iter -= 1  # what a resumed run reads: the last iteration that is done
+        self.checkpointer.save("model_final", iteration=self.iter)
+        self.iter += 1
 
     def build_writers(self) -> list[EventWriter]:
         """Return the progress line, metrics.json and TensorBoard's files."""
