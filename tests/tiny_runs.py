@@ -16,7 +16,12 @@ SPEC = ShapesSpec(train=24, val=4, size=64)
 # Group norm: a batch norm would see other statistics when a batch is cut up.
 OPTS = [
     *("MODEL.RESNETS.NORM", "GN", "MODEL.RESNETS.OUT_FEATURES", "['res2', 'res3']"),
-    *("MODEL.SEM_SEG_HEAD.IN_FEATURES", "['res2', 'res3']", "MODEL.MASK_FORMER.TRANSFORMER_IN_FEATURE", "res3"),
+    *(
+        "MODEL.SEM_SEG_HEAD.IN_FEATURES",
+        "['res2', 'res3']",
+        "MODEL.MASK_FORMER.TRANSFORMER_IN_FEATURE",
+        "res3",
+    ),
     *("MODEL.SEM_SEG_HEAD.CONVS_DIM", "32", "MODEL.SEM_SEG_HEAD.MASK_DIM", "16"),
     *("MODEL.MASK_FORMER.HIDDEN_DIM", "16", "MODEL.MASK_FORMER.NHEADS", "2"),
     *("MODEL.MASK_FORMER.DIM_FEEDFORWARD", "32", "MODEL.MASK_FORMER.DEC_LAYERS", "2"),
