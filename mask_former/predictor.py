@@ -1,7 +1,8 @@
 """Predictions for pictures: `Predictor.from_checkpoint(file)(pictures)`.
 
-A picture gives the same result alone and in any batch. The network sees padding, so a batch holds only
-pictures that are padded to the same size, which is the size that each would be padded to alone.
+A picture gives the same result alone and in any batch, up to the last digit of its scores. The network sees
+padding, so a batch holds only pictures that are padded to the same size, which is the size that each would
+be padded to alone.
 """
 
 import itertools
