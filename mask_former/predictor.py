@@ -270,7 +270,8 @@ class Predictor:
         height, width = (-(-side // divisor) * divisor for side in image.shape[-2:])
         return height, width
 
-    @torch.inference_mode()
+    # Not inference_mode: position tables that the model keeps would be lost for training.
+    @torch.no_grad()
     def _predict_batch(self, batch: Sequence[_Prepared], request: _Request) -> list[Result]:
         sizes = [request.output_size or prepared.picture.size for prepared in batch]
         predict = self._from_queries if self.has_queries else self._from_pixels
