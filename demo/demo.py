@@ -159,7 +159,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     logging.basicConfig(format="%(levelname)s: %(message)s")
     logging.getLogger("mask_former").setLevel(logging.INFO)
-    signal.signal(signal.SIGTERM, _stop)
+    before = signal.signal(signal.SIGTERM, _stop)
     try:
         with logging_redirect_tqdm():
             return run(arguments)
@@ -170,6 +170,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"error: out of GPU memory; try --batch 1 or smaller pictures ({describe(error)})\n")
     except (OSError, ValueError, KeyError, TypeError) as error:
         sys.stderr.write(f"error: {describe(error)}\n")
+    finally:
+        signal.signal(signal.SIGTERM, before)
     return SKIPPED
 
 
