@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts
 from detectron2.config import CfgNode
@@ -26,6 +27,8 @@ logger = logging.getLogger(__name__)
 
 # Raised when the meaning of an entry of the metadata changes.
 METADATA_FORMAT = 1
+# Ours have below a thousand values.
+MAX_CONFIG_VALUES = 100_000
 
 
 class Checkpointer(DetectionCheckpointer):
@@ -118,8 +121,8 @@ class Checkpointer(DetectionCheckpointer):
             state,
             self.model,
             source=self._source,
-            file_classes=checkpoint.get("metadata", {}).get("class_names"),
-            model_classes=self.metadata.get("class_names"),
+            file_classes=described_classes(checkpoint.get("metadata", {})),
+            model_classes=described_classes(self.metadata),
         )
         if self.strict and not self.report.is_complete:
             raise ValueError(
@@ -139,7 +142,7 @@ def read_checkpoint(file: str | Path, allow_unsafe: bool = False) -> dict[str, A
         raise DamagedFileError(f"{file} holds a {type(content).__name__}; expected a dict of weights.")
     data = dict(content)
     if "metadata_json" in data:
-        data["metadata"] = json.loads(data.pop("metadata_json"))
+        data["metadata"] = _from_json(data.pop("metadata_json"), file)
     if not isinstance(data.get("metadata", {}), dict):
         data.pop("metadata")
     if isinstance(data.get("model"), Mapping):
@@ -149,9 +152,47 @@ def read_checkpoint(file: str | Path, allow_unsafe: bool = False) -> dict[str, A
         return {**data, "model": as_tensors(state, file)}
     if "blobs" in data or any(str(name).endswith(("_bn_s", "_w")) for name in data):
         blobs = data.get("blobs", data)
+        if not isinstance(blobs, Mapping):
+            raise DamagedFileError(f"{file} holds a {type(blobs).__name__} under 'blobs', expected weights.")
         kept = {name: value for name, value in blobs.items() if not str(name).endswith("_momentum")}
         return {"model": as_tensors(kept, file), "__author__": "Caffe2", "matching_heuristics": True}
     return {"model": as_tensors(content, file)}
+
+
+def _from_json(text: Any, file: str | Path) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, TypeError, RecursionError) as error:
+        raise DamagedFileError(f"{file} has metadata that are no JSON ({error}).") from error
+
+
+def described_config(metadata: Mapping[str, Any]) -> CfgNode | None:
+    """Return the configuration that a file's metadata hold, or None. It is plain data, of bounded size."""
+    text = metadata.get("config")
+    if not isinstance(text, str) or not text:
+        return None
+    try:
+        content = yaml.safe_load(text)
+    except (yaml.YAMLError, RecursionError) as error:
+        raise DamagedFileError(f"The configuration in the file's metadata is no YAML ({error}).") from error
+    # Names for parts of YAML let a short text stand for an endless tree.
+    pending, count = [content], 0
+    while pending:
+        item = pending.pop()
+        count += 1
+        pending += list(item.values()) if isinstance(item, dict) else item if isinstance(item, list) else []
+        if count > MAX_CONFIG_VALUES:
+            raise DamagedFileError(
+                f"The configuration in the file's metadata has over {MAX_CONFIG_VALUES} values."
+            )
+    return CfgNode(content) if isinstance(content, dict) else None
+
+
+def described_classes(metadata: Mapping[str, Any]) -> list[str] | None:
+    """Return the class names that a file's metadata hold, or None."""
+    names = metadata.get("class_names")
+    is_list = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    return names if is_list and names else None
 
 
 def describe(

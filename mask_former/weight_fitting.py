@@ -147,8 +147,8 @@ class _Fit:
         is_query = bool(QUERIES.search(name))
         is_row = bool(CLASS_ROWS.search(name)) or (is_query and self.queries_are_classes)
         if COMPUTED.search(name):
-            # The model's own; another window has another index.
-            fitted[name] = value if value.shape == own.shape else own
+            # A counter is the file's; what follows from the model's sizes is the model's.
+            fitted[name] = value if name.endswith("num_batches_tracked") else own
         elif value.is_floating_point() != own.is_floating_point():
             self._reinitialised(name, f"type {value.dtype} in the file, {own.dtype} in the model")
         elif is_row and self._by_name(name, value, own, fitted):

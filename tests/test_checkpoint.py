@@ -16,7 +16,7 @@ from tiny_models import NUM_CLASSES, TINY, tiny_config
 
 import mask_former  # noqa: F401  (fills the registries)
 from mask_former.atomic_writing import replacing
-from mask_former.checkpoint import Checkpointer, describe, flat_metrics, read_checkpoint
+from mask_former.checkpoint import Checkpointer, describe, described_config, flat_metrics, read_checkpoint
 from mask_former.weight_fitting import fit_weights, resized_bias_table
 
 CLASSES = ["wall", "sky", "tree", "car", "dog"]
@@ -388,6 +388,25 @@ def test_code_in_a_checkpoint_is_refused_and_the_flag_lets_it_in(tmp_path):
     with pytest.raises(ValueError, match=r"m\.pkl names 'builtins\.print'"):
         load(tmp_path / "m.pkl", model(1))
     assert load(tmp_path / "m.pkl", model(1), allow_unsafe=True).is_complete
+
+
+def test_a_configuration_that_grows_without_end_is_refused():
+    doubling = "a0: &a0 {x: 1}\n" + "".join(
+        f"a{n}: &a{n} {{x: *a{n - 1}, y: *a{n - 1}}}\n" for n in range(1, 40)
+    )
+    with pytest.raises(ValueError, match="over 100000 values"):
+        described_config({"config": doubling})
+    with pytest.raises(ValueError, match="no YAML"):
+        described_config({"config": "!!python/object/apply:os.getcwd []"})
+    assert described_config({"config": tiny_config().dump()}).MODEL.MASK_FORMER.NUM_OBJECT_QUERIES == 7
+    assert described_config({}) is None
+
+
+@pytest.mark.parametrize("names", [7, {"a": 1}, [1, 2, 3, 4, 5], "wall!"])
+def test_class_names_of_another_kind_are_not_used(tmp_path, names):
+    source, target = model(0), model(1)
+    torch.save({"model": source.state_dict(), "metadata": {"class_names": names}}, tmp_path / "m.pth")
+    assert load(tmp_path / "m.pth", target, metadata={"class_names": CLASSES}).is_complete
 
 
 # One process that imports everything once, and whose children write until they are killed.

@@ -1,6 +1,7 @@
 """Weight files are read without running, importing or making what they have no need of."""
 
 import collections
+import json
 import pickle
 import random
 import re
@@ -13,8 +14,9 @@ import hostile_files
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save, save_file
 
+from mask_former.checkpoint import read_checkpoint
 from mask_former.restricted_pickle import DamagedFileError, UnsafeFileError
 from mask_former.safe_reading import as_tensors, read_file
 
@@ -155,6 +157,7 @@ READ_ALL = """
 import resource, sys, time
 from pathlib import Path
 from mask_former.safe_reading import read_file
+from mask_former.checkpoint import read_checkpoint
 from mask_former.restricted_pickle import DamagedFileError, UnsafeFileError
 for file in sorted(Path(sys.argv[1]).iterdir()):
     before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
@@ -189,11 +192,17 @@ def good_files() -> list[bytes]:
     """A small file of each kind."""
     streams = []
     for protocol in (0, 2, 4):
-        content = {"model": arrays(), "tensors": weights(), "number": np.float32(1.5), **PLAIN}
+        content = {"model": {**arrays(), **weights()}, "number": np.float32(1.5), **PLAIN}
         streams.append(pickle.dumps(content, protocol))
     for zipped in (True, False):
         streams.append(hostile_files.saved({"model": weights(), **PLAIN}, zipped))
-    return streams
+    return [
+        *streams,
+        save(
+            {name: value.clone() for name, value in weights().items()},
+            {"mask_former": json.dumps({"class_names": ["a"]})},
+        ),
+    ]
 
 
 def mutated(data: bytes, draws: random.Random) -> bytes:
@@ -222,7 +231,7 @@ def test_2000_mutations_of_good_files_load_or_are_refused(tmp_path):
     for number in range(2000):
         file.write_bytes(mutated(originals[number % len(originals)], draws))
         try:
-            read_file(file)
+            read_checkpoint(file)
             outcomes["read"] += 1
         except REFUSED:
             outcomes["refused"] += 1

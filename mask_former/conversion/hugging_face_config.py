@@ -82,6 +82,8 @@ def model_config(cfg: CfgNode, class_names: Sequence[str]) -> dict[str, Any]:
         },
         "fpn_feature_size": head.CONVS_DIM,
         "mask_feature_size": head.MASK_DIM,
+        # Ours, for the way back; theirs keeps it and does not read it.
+        "size_divisibility": options.SIZE_DIVISIBILITY,
         "no_object_weight": options.NO_OBJECT_WEIGHT,
         "cross_entropy_weight": 1.0,
         "dice_weight": options.DICE_WEIGHT,
@@ -139,14 +141,12 @@ def processor_config(cfg: CfgNode, ignore_value: int, reduce_labels: bool) -> di
         ignore_value: label of void pixels in the labels that the processor is given.
         reduce_labels: labels are raw ADE20K's, 0 for void and 1 for class 0; else they are classes.
     """
-    divisor = cfg.MODEL.MASK_FORMER.SIZE_DIVISIBILITY
-    if divisor < 0:
-        divisor = 32 if cfg.MODEL.BACKBONE.NAME == "D2SwinTransformer" else 0
     return {
         "image_processor_type": "MaskFormerImageProcessor",
         "do_resize": True,
         "size": {"shortest_edge": cfg.INPUT.MIN_SIZE_TEST, "longest_edge": cfg.INPUT.MAX_SIZE_TEST},
-        "size_divisor": divisor,
+        # Theirs stretches pictures to a multiple, which ours never does; the network takes any size.
+        "size_divisor": 0,
         "resample": 2,  # bilinear
         "do_rescale": True,
         "rescale_factor": 1 / 255,
@@ -196,7 +196,7 @@ def config_keys(config: Mapping[str, Any], processor: Mapping[str, Any]) -> dict
         "MODEL.MASK_FORMER.DICE_WEIGHT": config.get("dice_weight", 1.0),
         "MODEL.MASK_FORMER.MASK_WEIGHT": config.get("mask_weight", 20.0),
     }
-    return keys | _backbone_keys(backbone) | _processor_keys(processor)
+    return keys | _backbone_keys(backbone) | _picture_keys(config, processor)
 
 
 def _backbone_keys(backbone: Mapping[str, Any]) -> dict[str, Any]:
@@ -232,7 +232,7 @@ def _backbone_keys(backbone: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _processor_keys(processor: Mapping[str, Any]) -> dict[str, Any]:
+def _picture_keys(config: Mapping[str, Any], processor: Mapping[str, Any]) -> dict[str, Any]:
     size = processor.get("size", 800)
     if not isinstance(size, Mapping):  # how early files have it
         size = {"shortest_edge": size, "longest_edge": processor.get("max_size", 1333)}
@@ -240,6 +240,7 @@ def _processor_keys(processor: Mapping[str, Any]) -> dict[str, Any]:
     mean = processor.get("image_mean", [0.485, 0.456, 0.406])
     std = processor.get("image_std", [0.229, 0.224, 0.225])
     divisor = processor.get("size_divisor", processor.get("size_divisibility", 32))
+    divisor = config.get("size_divisibility", divisor)
     return {
         "INPUT.FORMAT": "RGB",
         "INPUT.MIN_SIZE_TEST": size.get("shortest_edge", 800),
