@@ -109,11 +109,13 @@ def classes_from_description(description: Mapping[str, Any], count: int) -> Clas
 
 
 def classes_of_dataset(cfg: CfgNode, dataset_name: str | None = None) -> ClassTable:
-    """Return the classes of a registered data set, by default the first of `cfg`; numbered without."""
-    names = [dataset_name] if dataset_name else [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]
+    """Return the classes of a registered data set, else of the first in `cfg`; numbered without."""
+    names = [*([dataset_name] if dataset_name else []), *cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]
     # Asking the catalogue for an unknown name would add it there.
-    known = [name for name in names if name in MetadataCatalog.list()]
-    metadata = MetadataCatalog.get(known[0]) if known else None
+    known = [MetadataCatalog.get(name) for name in names if name in MetadataCatalog.list()]
+    # A set of other classes names none of this model's.
+    named = [entry for entry in known if describe(cfg, entry)["class_names"]]
+    metadata = next(iter([*named, *known]), None)
     count = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
     description = {**describe(cfg, metadata), DATASET_IDS: dataset_ids_of(metadata, count)}
     return classes_from_description(description, count)

@@ -1,8 +1,8 @@
-"""Results over pictures, through Detectron2's visualiser."""
+"""Results over pictures: masks painted here, texts through Detectron2's visualiser."""
 
 import colorsys
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import cv2
 import numpy as np
@@ -10,17 +10,26 @@ from detectron2.utils.visualizer import Visualizer
 from numpy.typing import NDArray
 from PIL import Image
 
-from mask_former.classes import ClassTable, Color
+from mask_former.classes import Color
 
 if TYPE_CHECKING:
     from mask_former.results import Result
 
 DRAWN_TASKS = ("panoptic", "semantic", "instance")
 OPACITY = 0.6
-EDGE = (1.0, 1.0, 240 / 255)
-TEXT_HEIGHT = 12  # of a line, about, in pixels of the drawing
+EDGE = (255, 255, 240)
+# Of a line, and of a letter, about, in pixels of the drawing.
+TEXT_HEIGHT, TEXT_WIDTH = 12, 7
 # Hue and brightness of the first, second, ... segment of a thing class against the colour of the class.
 _SHADES = ((0.0, 1.0), (0.04, 0.8), (-0.04, 1.25), (0.08, 0.95), (-0.08, 0.7), (0.02, 1.4), (-0.02, 0.6))
+
+
+class _Layer(NamedTuple):
+    """A mask (H, W) bool to paint, its colour, and its text."""
+
+    mask: NDArray[np.bool_]
+    color: Color
+    text: str
 
 
 def shade(color: Color, number: int) -> Color:
@@ -67,17 +76,15 @@ def draw_result(
     task = _task_of(result, task)
     if image is None:
         raise ValueError(f"{result.image_name}: there is no picture to draw on; pass it as `image`.")
-    size = (result.width, result.height)
-    pixels = np.asarray(image if image.shape[1::-1] == size else Image.fromarray(image).resize(size))
-    canvas = Visualizer(pixels, scale=scale)
     if task == "panoptic":
-        _draw_panoptic(canvas, result, colors or segment_colors(result), text)
+        layers = _panoptic_layers(result, colors or segment_colors(result))
     elif task == "semantic":
-        assert result.semantic is not None
-        draw_labels(canvas, result.semantic, result.classes, text)
+        layers = _semantic_layers(result)
     else:
-        _draw_instances(canvas, result, score_threshold, text)
-    return np.ascontiguousarray(canvas.output.get_image())
+        layers = _instance_layers(result, score_threshold)
+    size = (max(1, round(result.width * scale)), max(1, round(result.height * scale)))
+    painted = _painted(image, size, layers)
+    return _with_texts(painted, layers, scale) if text else painted
 
 
 def _task_of(result: "Result", task: str | None) -> str:
@@ -91,34 +98,45 @@ def _task_of(result: "Result", task: str | None) -> str:
     return task or there[0]
 
 
-def _draw_panoptic(canvas: Visualizer, result: "Result", colors: Mapping[int, Color], text: bool) -> None:
-    assert result.panoptic is not None
+def _panoptic_layers(result: "Result", colors: Mapping[int, Color]) -> list[_Layer]:
+    panoptic = result.panoptic
+    assert panoptic is not None
     # Stuff first, and large before small: what lies above is drawn later.
-    for segment in sorted(result.segments, key=lambda segment: (segment.is_thing, -segment.area)):
-        name = _text(segment.name, segment.score) if segment.is_thing else segment.name
-        _draw_mask(canvas, result.panoptic == segment.id, colors[segment.id], name if text else None)
+    ordered = sorted(result.segments, key=lambda segment: (segment.is_thing, -segment.area))
+    return [
+        _Layer(
+            panoptic == segment.id,
+            colors[segment.id],
+            _text(segment.name, segment.score) if segment.is_thing else segment.name,
+        )
+        for segment in ordered
+    ]
 
 
-def draw_labels(
-    canvas: Visualizer, labels: NDArray[np.integer], classes: ClassTable, text: bool = True
-) -> None:
-    """Draw each class of a label map (H, W) in its colour; void is left as it is."""
+def _semantic_layers(result: "Result") -> list[_Layer]:
+    labels, classes = result.semantic, result.classes
+    assert labels is not None
     present, areas = np.unique(labels, return_counts=True)
-    for label in present[np.argsort(-areas, kind="stable")]:
-        if label < len(classes):
-            name = classes.names[label] if text else None
-            _draw_mask(canvas, labels == label, classes.colors[label], name)
+    ordered = present[np.argsort(-areas, kind="stable")].tolist()
+    # What is no class is void, and left as it is.
+    known = [label for label in ordered if label < len(classes)]
+    return [_Layer(labels == label, classes.colors[label], classes.names[label]) for label in known]
 
 
-def _draw_instances(canvas: Visualizer, result: "Result", score_threshold: float, text: bool) -> None:
-    assert result.instances is not None
+def _instance_layers(result: "Result", score_threshold: float) -> list[_Layer]:
     instances = result.instances
+    assert instances is not None
     shown = [index for index in range(len(instances)) if instances.scores[index] >= score_threshold]
     numbers = _numbers_in_class(instances.classes[shown].tolist())
-    for index, number in sorted(zip(shown, numbers, strict=True), key=lambda pair: -instances.areas[pair[0]]):
-        color = shade(result.classes.colors[instances.classes[index]], number)
-        name = _text(instances.names[index], instances.scores[index])
-        _draw_mask(canvas, instances.masks[index], color, name if text else None)
+    ordered = sorted(zip(shown, numbers, strict=True), key=lambda pair: -instances.areas[pair[0]])
+    return [
+        _Layer(
+            instances.masks[index],
+            shade(result.classes.colors[instances.classes[index]], number),
+            _text(instances.names[index], instances.scores[index]),
+        )
+        for index, number in ordered
+    ]
 
 
 def _text(name: str, score: float) -> str:
@@ -130,14 +148,39 @@ def _numbers_in_class(labels: Sequence[int]) -> list[int]:
     return [labels[:index].count(label) for index, label in enumerate(labels)]
 
 
-def _draw_mask(canvas: Visualizer, mask: NDArray[np.bool_], color: Color, text: str | None) -> None:
-    pixels = mask.astype(np.uint8)
-    channels = tuple(channel / 255 for channel in color)
-    # Not Detectron2's panoptic or instance drawing, which fills the holes of rings.
-    canvas.draw_binary_mask(pixels, color=channels, edge_color=EDGE, alpha=OPACITY)
-    if text is not None and mask.any():
+def _painted(image: NDArray[np.uint8], size: tuple[int, int], layers: Sequence[_Layer]) -> NDArray[np.uint8]:
+    """Return the picture in `size` (width, height) with all masks over it, and a line around each.
+
+    Detectron2's visualiser would fill the holes of rings, and take several times as long for its polygons.
+    """
+    painted = np.array(image if image.shape[1::-1] == size else Image.fromarray(image).resize(size))
+    masks = [_resized(layer.mask, size) for layer in layers]
+    for mask, layer in zip(masks, layers, strict=True):
+        inside = painted[mask]
+        painted[mask] = (inside + OPACITY * (np.array(layer.color) - inside)).round()
+    for mask in masks:
+        lines, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+        cv2.drawContours(painted, lines, -1, EDGE, 1, cv2.LINE_AA)
+    return painted
+
+
+def _resized(mask: NDArray[np.bool_], size: tuple[int, int]) -> NDArray[np.bool_]:
+    if mask.shape[1::-1] == size:
+        return mask
+    return cv2.resize(mask.astype(np.float32), size, interpolation=cv2.INTER_LINEAR) >= 0.5
+
+
+def _with_texts(painted: NDArray[np.uint8], layers: Sequence[_Layer], scale: float) -> NDArray[np.uint8]:
+    canvas = Visualizer(painted)
+    for layer in layers:
+        if not layer.mask.any():
+            continue
         # Where the mask is widest, so that the text of a ring is on the ring.
-        depth = cv2.distanceTransform(np.pad(pixels, 1), cv2.DIST_L2, 3)[1:-1, 1:-1]
+        depth = cv2.distanceTransform(np.pad(layer.mask, 1).astype(np.uint8), cv2.DIST_L2, 3)[1:-1, 1:-1]
         y, x = np.unravel_index(int(depth.argmax()), depth.shape)
-        bright = tuple(0.5 + channel / 2 for channel in channels)
-        canvas.draw_text(text, (x + 0.5, max(0.0, y - TEXT_HEIGHT / 2 / canvas.output.scale)), color=bright)
+        bright = tuple(0.5 + channel / 510 for channel in layer.color)
+        # Texts stay inside the picture, if they are not wider.
+        half = min(TEXT_WIDTH * len(layer.text), painted.shape[1]) / 2
+        left = min(max((x + 0.5) * scale, half), painted.shape[1] - half)
+        canvas.draw_text(layer.text, (left, max(0.0, (y + 0.5) * scale - TEXT_HEIGHT / 2)), color=bright)
+    return np.ascontiguousarray(canvas.output.get_image())

@@ -77,6 +77,7 @@ class ResultWriter:
         self.image_ids = dict(image_ids or {})
         self.drawing = drawing
         self._image_of_stem: dict[str, str] = {}
+        self._image_of_id: dict[int | str, str] = {}
         self._warned: set[str] = set()
         if self.folder.exists() and not self.folder.is_dir():
             raise ValueError(f"{self.folder} is a file; results need a folder: give another name.")
@@ -184,7 +185,9 @@ class ResultWriter:
         known = self.image_ids.get(Path(image_name).name)
         if known is not None:
             return known
-        return int(stem) if stem.isascii() and stem.isdigit() else stem
+        number: int | str = int(stem) if stem.isascii() and stem.isdigit() else stem
+        # 1.jpg and 001.jpg are two pictures.
+        return number if self._image_of_id.setdefault(number, image_name) == image_name else stem
 
 
 def _known_kinds(kinds: Collection[str]) -> frozenset[str]:

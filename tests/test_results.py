@@ -207,6 +207,14 @@ def test_pictures_of_one_name_in_two_folders_get_files_of_their_own(tmp_path):
     assert np.array_equal(read_panoptic_map(tmp_path / "panoptic" / "7_2.png"), other)
 
 
+def test_pictures_whose_names_are_one_number_have_ids_of_their_own(tmp_path):
+    with ResultWriter(tmp_path, ["panoptic"], TABLE) as writer:
+        for name in ("1.jpg", "001.jpg"):
+            writer.write(result_of(name))
+    content = json.loads((tmp_path / "panoptic.json").read_text())
+    assert [entry["image_id"] for entry in content["annotations"]] == [1, "001"]
+
+
 def test_image_ids_can_be_given(tmp_path):
     with ResultWriter(tmp_path, ["coco"], TABLE, image_ids={"000007.jpg": 391}) as writer:
         writer.write(result_of())
