@@ -5,6 +5,7 @@ Detectron2 publishes them, and safetensors.
 """
 
 import pickle
+import re
 import struct
 import zipfile
 from collections import OrderedDict
@@ -178,6 +179,12 @@ def _read_zip(file: Path) -> Any:
         raise DamagedFileError(f"is a damaged archive ({error})") from error
     try:
         return torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        names = re.findall(r"GLOBAL (\S+)", str(error))
+        what = f"holds {names[0]!r}" if names else "holds objects"
+        raise UnsafeFileError(
+            f"{what}, which torch.load refuses as possibly unsafe (weights_only)"
+        ) from error
     except Exception as error:  # whatever torch meets in a file, the file is at fault
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DamagedFileError(f"cannot be read by torch.load ({reason})") from error

@@ -3,8 +3,10 @@
 import logging
 import os
 import pickle
+import re
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -17,8 +19,10 @@ from tiny_models import NUM_CLASSES, TINY, tiny_config
 import mask_former  # noqa: F401  (fills the registries)
 from mask_former.atomic_writing import replacing
 from mask_former.checkpoint import Checkpointer, describe, described_config, flat_metrics, read_checkpoint
+from mask_former.config import load_config
 from mask_former.weight_fitting import fit_weights, resized_bias_table
 
+TESTS = Path(__file__).resolve().parent
 CLASSES = ["wall", "sky", "tree", "car", "dog"]
 
 
@@ -175,6 +179,43 @@ def test_both_published_layouts_load_completely(tmp_path, layout, with_versions,
     assert report.groups == ()
     renamed = sum("pixel_decoder." in name for name in state)
     assert report.renamed == (renamed if layout == "old" else 0)
+
+
+def published_entries(contract):
+    """Return the names and shapes of a published model, in early names, with numbers drawn for them."""
+    state = {}
+    for line in contract.read_text().splitlines():
+        if found := re.fullmatch(r"(\S+) \((.*)\) (\w+)", line):
+            shape = [int(size) for size in found[2].split(",") if size.strip()]
+            dtype = getattr(torch, found[3])
+            drawn = torch.rand(shape) if dtype.is_floating_point else torch.zeros(shape, dtype=dtype)
+            state[found[1].replace("sem_seg_head.pixel_decoder.", "sem_seg_head.")] = drawn
+    return state
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "ade20k-150/maskformer_R50_bs16_160k",
+        "coco-panoptic/maskformer_panoptic_R50_bs64_554k",
+        "coco-panoptic/swin/maskformer_panoptic_swin_tiny_bs64_554k",
+        "ade20k-150/per_pixel_baseline_R50_bs16_160k",
+        "ade20k-150/per_pixel_baseline_plus_R50_bs16_160k",
+    ],
+)
+def test_files_of_the_published_contracts_load_completely(tmp_path, name):
+    torch.manual_seed(0)
+    state = published_entries(TESTS / "parameter_names" / f"{name.replace('/', '__')}.txt")
+    write_pickle(tmp_path / "model_final.pkl", state)
+    cfg = load_config(TESTS.parent / "configs" / f"{name}.yaml", ["MODEL.DEVICE", "cpu"])
+    target = build_model(cfg)
+    report = load(tmp_path / "model_final.pkl", target, strict=True)
+    assert report.loaded == report.expected
+    assert report.renamed > 20
+    for own, value in target.state_dict().items():
+        early = own.replace("sem_seg_head.pixel_decoder.", "sem_seg_head.")
+        if not own.endswith("relative_position_index"):
+            assert torch.equal(value, state[early]), own
 
 
 def test_the_wrapper_of_several_processes_leaves_no_trace(tmp_path):

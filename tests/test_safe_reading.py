@@ -145,6 +145,13 @@ def test_the_flag_reads_without_restriction(tmp_path):
     assert witness.exists()  # which also shows that the files of this corpus work
 
 
+def test_what_only_torch_refuses_is_named_with_the_way_out(tmp_path):
+    torch.save({"model": weights(), "score": np.float32(1)}, tmp_path / "w.pth")
+    with pytest.raises(UnsafeFileError, match=r"multiarray\.scalar.*allow_unsafe"):
+        read_file(tmp_path / "w.pth")
+    assert read_file(tmp_path / "w.pth", allow_unsafe=True)["score"] == 1
+
+
 @pytest.mark.parametrize("name", hostile_files.damaged())
 def test_damaged_files_are_refused(tmp_path, name):
     file = tmp_path / "weights.pkl"

@@ -33,7 +33,9 @@ def write_checkpoint(state: State, metadata: Mapping[str, Any], author: str, fil
     if file.suffix == ".safetensors":
         save_safetensors(state, metadata, file)
     else:
-        save_atomically({"model": state, "__author__": author, "metadata": dict(metadata)}, file)
+        is_whole = any(name.startswith("sem_seg_head.") for name in state)
+        note = {} if is_whole else {"matching_heuristics": True}  # for Detectron2's own loader
+        save_atomically({"model": state, "__author__": author, "metadata": dict(metadata), **note}, file)
 
 
 def write_published(state: State, author: str, no_object_weight: float, file: Path) -> None:
