@@ -63,6 +63,7 @@ ALLOWED = {
     "rules": {"classes"},
     "building": {"config", "rules"},
     "forming": {"classes", "inference", "results", "rules", "strips"},
+    "fast": {"modeling.pixel_decoder", "modeling.structures", "modeling.transformer_decoder"},
     "predictor": {
         *("building", "model_zoo", "config", "checkpoint", "weights"),
         *("classes", "forming", "inputs", "results", "rules", "strips"),
