@@ -1,6 +1,7 @@
 """Where results go: files below a folder, a single file, or a window."""
 
 import os
+import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -59,7 +60,14 @@ class FileSink(Sink):
 
     def write(self, result: Result) -> bool:
         """Write the overlay."""
-        Image.fromarray(result.draw(**self.drawing)).save(self.file)
+        partial = self.file.with_name(f".{self.file.name}.partial")
+        try:
+            Image.init()  # fills the table of endings
+            form = Image.EXTENSION[self.file.suffix.lower()]
+            Image.fromarray(result.draw(**self.drawing)).save(partial, form)
+            partial.replace(self.file)
+        finally:
+            partial.unlink(missing_ok=True)
         return True
 
 
@@ -114,10 +122,20 @@ def make_folder(folder: Path) -> None:
 
 
 def check_display() -> None:
-    """Raise ValueError where no window can be opened: OpenCV would end the program."""
-    needs_server = sys.platform.startswith("linux")
-    if needs_server and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
+    """Raise ValueError where no window can be opened."""
+    if sys.platform.startswith("linux") and not (
+        os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
+    ):
         raise ValueError("There is no display for a window: give --output FOLDER.")
-    if not any(line.split() == ["GUI:", "NONE"] for line in cv2.getBuildInformation().splitlines()):
-        return
-    raise ValueError("This OpenCV (headless) opens no windows: give --output, or install opencv-python.")
+    # Tried by another process: where it fails, OpenCV ends the program, and a headless OpenCV has no windows.
+    trial = subprocess.run(
+        [sys.executable, "-c", "import cv2; cv2.namedWindow('trial')"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    if trial.returncode != 0:
+        display = os.environ.get("DISPLAY", "")
+        raise ValueError(
+            f"OpenCV opens no window here (DISPLAY is {display!r}): give --output FOLDER. If there is a display, "
+            "is opencv-python installed, and not its headless twin?"
+        )

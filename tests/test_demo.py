@@ -12,6 +12,7 @@ import sys
 import time
 from contextlib import contextmanager
 
+import cv2
 import numpy as np
 import pytest
 import tiny_runs
@@ -337,6 +338,22 @@ def test_a_camera_that_is_not_there_is_told(run, capsys):
     assert_one_line(capsys, "Camera 97 gives no picture")
 
 
+def test_a_camera_is_filmed_by_index(run, made, tmp_path, monkeypatch):
+    # No test machine has a camera: number 2 is a film here, all else is real.
+    opened = cv2.VideoCapture
+
+    def open_film_as_camera(source):
+        return opened(str(made / "walk.mp4") if source == 2 else source)
+
+    monkeypatch.setattr(cv2, "VideoCapture", open_film_as_camera)
+    assert run("--webcam", "2", "--output", "out", "--save", "overlay,csv") == 0
+    assert names(tmp_path / "out") == ["camera2.mp4", "segments.csv"]
+    width, height, rate, frames = video_facts(tmp_path / "out/camera2.mp4")
+    assert (width, height, rate) == (72, 50, 12.5)
+    assert frames >= 1  # as many as the time took
+    assert {row["image"] for row in rows_of(tmp_path / "out")} <= {f"camera2_{k:06d}" for k in range(1, 7)}
+
+
 def test_a_film_of_a_camera_runs_as_fast_as_life(monkeypatch):
     class Camera:
         source, rate = 0, 10.0
@@ -408,6 +425,9 @@ def test_without_a_display_output_is_asked_for(run, made, capsys, monkeypatch):
     assert_one_line(capsys, "no display for a window: give --output")
     assert run("--video-input", made / "walk.mp4") == 1
     assert_one_line(capsys, "no display for a window: give --output")
+    monkeypatch.setenv("DISPLAY", ":97")  # named, but not there: Qt would abort the program
+    assert run("--input", made / "pictures") == 1
+    assert_one_line(capsys, "OpenCV opens no window here (DISPLAY is ':97')")
 
 
 @pytest.mark.parametrize(
