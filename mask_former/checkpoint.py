@@ -27,8 +27,8 @@ logger = logging.getLogger(__name__)
 
 # Raised when the meaning of an entry of the metadata changes.
 METADATA_FORMAT = 1
-# Ours have below a thousand values.
-MAX_CONFIG_VALUES = 100_000
+# Ours have some thousand values, most of them names and colours of classes.
+MAX_METADATA_VALUES = 100_000
 
 
 class Checkpointer(DetectionCheckpointer):
@@ -145,6 +145,7 @@ def read_checkpoint(file: str | Path, allow_unsafe: bool = False) -> dict[str, A
         data["metadata"] = _from_json(data.pop("metadata_json"), file)
     if not isinstance(data.get("metadata", {}), dict):
         data.pop("metadata")
+    _refuse_endless(data.get("metadata"), f"The metadata of {file}")
     if isinstance(data.get("model"), Mapping):
         return {**data, "model": as_tensors(data["model"], file)}
     if isinstance(data.get("state_dict"), Mapping):
@@ -166,6 +167,17 @@ def _from_json(text: Any, file: str | Path) -> Any:
         raise DamagedFileError(f"{file} has metadata that are no JSON ({error}).") from error
 
 
+def _refuse_endless(content: Any, what: str) -> None:
+    """Raise DamagedFileError for a tree that shares its parts, so that few bytes stand for no end of values."""
+    pending, count = [content], 0
+    while pending:
+        item = pending.pop()
+        count += 1
+        pending += item.values() if isinstance(item, dict) else item if isinstance(item, list | tuple) else ()
+        if count > MAX_METADATA_VALUES:
+            raise DamagedFileError(f"{what} has over {MAX_METADATA_VALUES} values.")
+
+
 def described_config(metadata: Mapping[str, Any]) -> CfgNode | None:
     """Return the configuration that a file's metadata hold, or None. It is plain data, of bounded size."""
     text = metadata.get("config")
@@ -175,16 +187,7 @@ def described_config(metadata: Mapping[str, Any]) -> CfgNode | None:
         content = yaml.safe_load(text)
     except (yaml.YAMLError, RecursionError) as error:
         raise DamagedFileError(f"The configuration in the file's metadata is no YAML ({error}).") from error
-    # Names for parts of YAML let a short text stand for an endless tree.
-    pending, count = [content], 0
-    while pending:
-        item = pending.pop()
-        count += 1
-        pending += list(item.values()) if isinstance(item, dict) else item if isinstance(item, list) else []
-        if count > MAX_CONFIG_VALUES:
-            raise DamagedFileError(
-                f"The configuration in the file's metadata has over {MAX_CONFIG_VALUES} values."
-            )
+    _refuse_endless(content, "The configuration in the file's metadata")
     return CfgNode(content) if isinstance(content, dict) else None
 
 

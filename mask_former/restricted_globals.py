@@ -15,6 +15,7 @@ from mask_former.restricted_pickle import (
     UnsafeFileError,
     checked_key,
     checked_pairs,
+    shown,
 )
 
 MAX_AXES = 32
@@ -42,8 +43,8 @@ class NumpyType:
     def __init__(self, code: Any, align: Any = False, copy: Any = False) -> None:
         if isinstance(code, bytes):
             code = code.decode("latin1")
-        if code not in NUMBER_TYPES:
-            raise UnsafeFileError(f"has arrays of numpy type {code!r}; weights are numbers")
+        if not isinstance(code, str) or code not in NUMBER_TYPES:
+            raise UnsafeFileError(f"has arrays of numpy type {shown(code)}; weights are numbers")
         self.code: str = code
         self.order = "="
 
@@ -68,7 +69,7 @@ def _dtype(value: Any) -> np.dtype:
 def _sizes(values: Any, what: str) -> tuple[int, ...]:
     is_list = isinstance(values, tuple | list)
     if not is_list or len(values) > MAX_AXES or not all(type(n) is int and 0 <= n < 2**62 for n in values):
-        raise DamagedFileError(f"has an impossible {what}: {str(values)[:80]}")
+        raise DamagedFileError(f"has an impossible {what}: {shown(values)}")
     return tuple(values)
 
 
@@ -115,7 +116,7 @@ def _numpy_number(number_type: Any, data: Any = None) -> int | float | complex |
 
 def _encode(text: Any, encoding: Any = "latin1") -> bytes:
     if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
-        raise UnsafeFileError(f"encodes with {encoding!r}; weights have need of 'latin1' alone")
+        raise UnsafeFileError(f"encodes with {shown(encoding)}; weights have need of 'latin1' alone")
     return text.encode("latin1")
 
 

@@ -139,12 +139,19 @@ class PickleMachine:
 
     def find(self, module: Any, name: Any) -> Any:
         """Return what the table has for a name; it is never imported."""
+        if not (isinstance(module, str) and isinstance(name, str)):
+            raise DamagedFileError(f"names {shown(module)}.{shown(name)}, which is no name")
         full_name = f"{module}.{name}"
-        if not (isinstance(module, str) and isinstance(name, str)) or full_name not in self.table:
+        if full_name not in self.table:
             raise UnsafeFileError(
                 f"names {full_name!r}, which weights have no need of, so that reading may run code"
             )
         return self.table[full_name]
+
+
+def shown(value: Any) -> str:
+    """Return a value of a file for a message. A container may be endless, when printed."""
+    return repr(value)[:80] if isinstance(value, str | bytes | int | float) else f"a {type(value).__name__}"
 
 
 def checked_key(key: Any) -> Any:

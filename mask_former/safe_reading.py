@@ -21,7 +21,14 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from mask_former.restricted_globals import STATES, TABLE, Storage
-from mask_former.restricted_pickle import Buffer, DamagedFileError, Global, PickleMachine, UnsafeFileError
+from mask_former.restricted_pickle import (
+    Buffer,
+    DamagedFileError,
+    Global,
+    PickleMachine,
+    UnsafeFileError,
+    shown,
+)
 
 # How torch's files began before it wrote zip archives: three pickles, of these two numbers and a dict.
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
@@ -110,7 +117,7 @@ def _read_legacy(data: Buffer, max_operations: int = 2_000_000) -> Any:
         head.append(machine.read())
         position = machine.position
     if head[:2] != [LEGACY_MAGIC, LEGACY_PROTOCOL]:
-        raise DamagedFileError(f"has the unknown torch format {head[1]!r}")
+        raise DamagedFileError(f"has the unknown torch format {shown(head[1])}")
     # The numbers stand behind the object that views them: read it once for their sizes, once with them.
     declared: dict[str, Storage] = {}
 
@@ -137,7 +144,8 @@ def _legacy_numbers(
 ) -> dict[str, Storage]:
     machine = PickleMachine(data, {}, position=position, max_operations=max_operations)
     keys = machine.read()
-    if not isinstance(keys, list) or sorted(map(str, keys)) != sorted(declared):
+    is_list = isinstance(keys, list) and all(isinstance(key, str | int) for key in keys)
+    if not is_list or sorted(map(str, keys)) != sorted(declared):
         raise DamagedFileError("holds other storages than it declares")
     storages = {}
     for key in map(str, keys):
@@ -158,10 +166,15 @@ def _numbers(data: bytearray, dtype: torch.dtype) -> Tensor:
 def _declared_storage(identity: Any) -> tuple[str, Storage]:
     is_known = isinstance(identity, tuple) and len(identity) in (5, 6) and identity[0] == "storage"
     if not is_known or any(item is not None for item in identity[5:]):
-        raise DamagedFileError(f"refers to an unknown storage {str(identity)[:80]}")
+        raise DamagedFileError(f"refers to an unknown storage ({shown(identity)})")
     _, dtype, key, _, numel = identity[:5]
-    if not isinstance(dtype, torch.dtype) or type(numel) is not int or not 0 <= numel < 2**60:
-        raise DamagedFileError(f"declares an impossible storage: {dtype} x {numel}")
+    if (
+        not isinstance(dtype, torch.dtype)
+        or not isinstance(key, str | int)
+        or type(numel) is not int
+        or not 0 <= numel < 2**60
+    ):
+        raise DamagedFileError(f"declares an impossible storage: {shown(key)} of {shown(numel)} numbers")
     return str(key), Storage(dtype, numel, None)
 
 

@@ -139,6 +139,7 @@ def memory_and_time_takers() -> dict[str, bytes]:
             for _ in range(5000)
         )
     )
+    legacy = saved({}, zip_archive=False)
     zeros = [("archive/data/7", bytes(20_000_000))]
     return {
         "memo position": opcodes(b"N", b"r" + struct.pack("<I", 2**31)),
@@ -154,6 +155,12 @@ def memory_and_time_takers() -> dict[str, bytes]:
             *(b"\x8a\x0a" + (i * (2**61 - 1)).to_bytes(10, "little") + b"N" for i in range(1, 20_000)),
             b"u",
         ),
+        "nested tuples as a storage": edited_archive({}, lambda _: opcodes(tuples, b"Q")),
+        "nested tuples as a name": opcodes(tuples, text("x"), b"\x93"),
+        "nested tuples as a type": opcodes(named("numpy", "dtype"), tuples, b"\x85R"),
+        "nested tuples as an encoding": opcodes(named("_codecs", "encode"), text("x"), tuples, b"\x86R"),
+        "nested tuples as a shape": opcodes(named("torch", "Size"), tuples, b"\x85R"),
+        "nested tuples as a version": legacy.replace(b"\x80\x02M\xe9\x03.", opcodes(tuples)),
         "endless marks": opcodes(b"(" * 900_000),
         "array of a huge shape": array_claiming(b"J" + struct.pack("<i", 2**31 - 1) + b"\x85"),
         "array of a huge product": array_claiming((b"J" + struct.pack("<i", 2**31 - 1)) * 3 + b"\x87"),

@@ -443,6 +443,15 @@ def test_a_configuration_that_grows_without_end_is_refused():
     assert described_config({}) is None
 
 
+def test_metadata_that_grow_without_end_are_refused(tmp_path):
+    tree = [1]
+    for _ in range(60):
+        tree = [tree, tree]
+    torch.save({"model": {"a": torch.zeros(2)}, "metadata": {"tree": tree}}, tmp_path / "m.pth")
+    with pytest.raises(ValueError, match=r"m\.pth has over 100000 values"):
+        read_checkpoint(tmp_path / "m.pth")
+
+
 @pytest.mark.parametrize("names", [7, {"a": 1}, [1, 2, 3, 4, 5], "wall!"])
 def test_class_names_of_another_kind_are_not_used(tmp_path, names):
     source, target = model(0), model(1)
