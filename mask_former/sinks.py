@@ -136,6 +136,6 @@ def check_display() -> None:
     if trial.returncode != 0:
         display = os.environ.get("DISPLAY", "")
         raise ValueError(
-            f"OpenCV opens no window here (DISPLAY is {display!r}): give --output FOLDER. If there is a display, "
-            "is opencv-python installed, and not its headless twin?"
+            f"OpenCV opens no window (DISPLAY is {display!r}): give --output FOLDER. If there is one: is "
+            "opencv-python installed, and not its headless twin?"
         )

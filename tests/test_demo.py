@@ -427,7 +427,7 @@ def test_without_a_display_output_is_asked_for(run, made, capsys, monkeypatch):
     assert_one_line(capsys, "no display for a window: give --output")
     monkeypatch.setenv("DISPLAY", ":97")  # named, but not there: Qt would abort the program
     assert run("--input", made / "pictures") == 1
-    assert_one_line(capsys, "OpenCV opens no window here (DISPLAY is ':97')")
+    assert_one_line(capsys, "OpenCV opens no window (DISPLAY is ':97')")
 
 
 @pytest.mark.parametrize(
