@@ -168,14 +168,15 @@ def _from_json(text: Any, file: str | Path) -> Any:
 
 
 def _refuse_endless(content: Any, what: str) -> None:
-    """Raise DamagedFileError for a tree that shares its parts, so that few bytes stand for no end of values."""
+    """Raise DamagedFileError for a tree of shared parts, of which few bytes may hold no end of values."""
     pending, count = [content], 0
     while pending:
         item = pending.pop()
-        count += 1
-        pending += item.values() if isinstance(item, dict) else item if isinstance(item, list | tuple) else ()
+        parts = item.values() if isinstance(item, dict) else item if isinstance(item, list | tuple) else ()
+        count += 1 + len(parts)
         if count > MAX_METADATA_VALUES:
             raise DamagedFileError(f"{what} has over {MAX_METADATA_VALUES} values.")
+        pending += parts
 
 
 def described_config(metadata: Mapping[str, Any]) -> CfgNode | None:
