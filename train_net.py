@@ -8,21 +8,10 @@
 Several processes: --num-gpus N (CPU processes where there is no GPU), torchrun, or srun.
 """
 
-from detectron2.engine import default_argument_parser
-
-from mask_former.engine import launch, main
+from mask_former.engine import argument_parser, launch, main
 
 if __name__ == "__main__":
-    parser = default_argument_parser(epilog=__doc__)
-    parser.add_argument(
-        *("--import", "-m"),
-        dest="imports",
-        action="append",
-        default=[],
-        metavar="MODULE",
-        help="Python module to import first, which registers your own data sets or models",
-    )
-    arguments = parser.parse_args()
+    arguments = argument_parser(epilog=__doc__).parse_args()
     launch(
         main,
         arguments.num_gpus,

@@ -199,6 +199,17 @@ def described_classes(metadata: Mapping[str, Any]) -> list[str] | None:
     return names if is_list and names else None
 
 
+def dataset_ids_of(metadata: Any, count: int) -> list[int]:
+    """Return the category id of each class by the id maps of a catalogue entry; empty if not all have one."""
+    ids: dict[int, int] = {}
+    for key in ("stuff_dataset_id_to_contiguous_id", "thing_dataset_id_to_contiguous_id"):
+        # Things last: ADE20K's stuff map holds them, too.
+        ids |= {int(index): int(own) for own, index in (getattr(metadata, key, None) or {}).items()}
+    if sorted(ids) != list(range(count)) or len(set(ids.values())) < count:
+        return []
+    return [ids[index] for index in range(count)]
+
+
 def describe(
     cfg: CfgNode,
     dataset_metadata: Any = None,
@@ -217,9 +228,10 @@ def describe(
         licence: of the weights, as a short name.
 
     Returns:
-        "format", "config" (YAML), "class_names", "class_colors" (RGB, 0..255), "thing_classes" (indices of
-        classes with instances), "ignore_value", "pixel_mean", "pixel_std", "input_format", "thresholds",
-        "iteration", "metrics" ("task/name" -> number) and "license". Lists are empty where nothing is known.
+        "format", "config" (YAML), "class_names", "class_colors" (RGB, 0..255), "class_dataset_ids" (category
+        ids in files of the data set), "thing_classes" (indices of classes with instances), "ignore_value",
+        "pixel_mean", "pixel_std", "input_format", "thresholds", "iteration", "metrics" ("task/name" ->
+        number) and "license". Lists are empty where nothing is known.
     """
     count = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
     test = cfg.MODEL.MASK_FORMER.TEST
@@ -229,6 +241,7 @@ def describe(
         "config": cfg.dump(),
         "class_names": [str(name) for name in _of_classes(dataset_metadata, "classes", count)],
         "class_colors": [[int(v) for v in color] for color in _of_classes(dataset_metadata, "colors", count)],
+        "class_dataset_ids": dataset_ids_of(dataset_metadata, count),
         "thing_classes": sorted(int(index) for index in thing_map.values()),
         "ignore_value": int(getattr(dataset_metadata, "ignore_label", cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE)),
         "pixel_mean": [float(value) for value in cfg.MODEL.PIXEL_MEAN],

@@ -10,7 +10,7 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from numpy.typing import NDArray
 
-from mask_former.checkpoint import describe
+from mask_former.checkpoint import dataset_ids_of, describe
 from mask_former.data.class_tables import distinct_colors
 
 Color = tuple[int, int, int]
@@ -119,17 +119,6 @@ def classes_of_dataset(cfg: CfgNode, dataset_name: str | None = None) -> ClassTa
     count = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
     description = {**describe(cfg, metadata), DATASET_IDS: dataset_ids_of(metadata, count)}
     return classes_from_description(description, count)
-
-
-def dataset_ids_of(metadata: Any, count: int) -> list[int]:
-    """Return the category id of each class by the id maps of a catalogue entry; empty if not all have one."""
-    ids: dict[int, int] = {}
-    for key in ("stuff_dataset_id_to_contiguous_id", "thing_dataset_id_to_contiguous_id"):
-        # Things last: ADE20K's stuff map holds them, too.
-        ids |= {int(index): int(own) for own, index in (getattr(metadata, key, None) or {}).items()}
-    if sorted(ids) != list(range(count)) or len(set(ids.values())) < count:
-        return []
-    return [ids[index] for index in range(count)]
 
 
 def described_classes(description: Mapping[str, Any], cfg: CfgNode) -> ClassTable:

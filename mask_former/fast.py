@@ -98,13 +98,14 @@ def fold_norms(model: nn.Module) -> int:
     modules: list[Any] = list(model.modules())
     for module in modules:
         if isinstance(module, nn.Conv2d) and isinstance(getattr(module, "norm", None), FixedNorm):
-            _fold(module, module.norm)
-            module.norm = None
+            conv: Any = module
+            _fold(conv, conv.norm)
+            conv.norm = None
             folded += 1
         if isinstance(module, nn.Sequential):
-            for (_, conv), (name, norm) in itertools.pairwise(list(module.named_children())):
-                if isinstance(conv, nn.Conv2d) and isinstance(norm, FixedNorm):
-                    _fold(conv, norm)
+            for (_, first), (name, norm) in itertools.pairwise(list(module.named_children())):
+                if isinstance(first, nn.Conv2d) and isinstance(norm, FixedNorm):
+                    _fold(first, norm)
                     setattr(module, name, nn.Identity())
                     folded += 1
     return folded

@@ -17,7 +17,6 @@ import os
 import shlex
 import shutil
 import sys
-from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -34,6 +33,7 @@ from mask_former.checkpoint import flat_metrics
 from mask_former.config import load_config
 from mask_former.data.shapes_catalog import datasets_root
 from mask_former.demonstration import PredictorRecipe
+from mask_former.engine import argument_parser as train_arguments
 from mask_former.engine import main as train_or_evaluate
 from mask_former.report import latest_scores, read_metrics, write_report
 from mask_former.results import KINDS, Result, ResultWriter
@@ -91,7 +91,7 @@ def walk(config_file: str, output: Path, pictures: int = 12, opts: Sequence[str]
 def train(config_file: str, cfg: CfgNode, opts: Sequence[str]) -> None:
     """Train to the end and evaluate, or go on with that, or do nothing if it is done."""
     output = Path(cfg.OUTPUT_DIR)
-    arguments = Namespace(config_file=config_file, resume=True, eval_only=False, opts=list(opts), imports=[])
+    arguments = train_arguments().parse_args(["--config-file", str(config_file), "--resume", *opts])
     if not (is_trained(cfg) and (output / WEIGHTS).is_file()):
         say(f"Training, {cfg.SOLVER.MAX_ITER} iterations ...")
         train_or_evaluate(arguments)

@@ -51,9 +51,8 @@ class Trainer(DefaultTrainer):
         model = create_ddp_model(model, broadcast_buffers=False)
         self._trainer = TrainStep(cfg, model, TrainingData(cfg), optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
-        metadata = describe(cfg, MetadataCatalog.get(cfg.DATASETS.TRAIN[0]) if cfg.DATASETS.TRAIN else None)
         self.checkpointer = Checkpointer(
-            model, cfg.OUTPUT_DIR, metadata=metadata, trainer=weakref.proxy(self)
+            model, cfg.OUTPUT_DIR, metadata=_description(cfg), trainer=weakref.proxy(self)
         )
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
@@ -167,6 +166,11 @@ class Trainer(DefaultTrainer):
         return OrderedDict((f"{task}_TTA", scores) for task, scores in results.items())
 
 
+def _description(cfg: CfgNode) -> dict[str, Any]:
+    """Return what the checkpoints of a run say of themselves."""
+    return describe(cfg, MetadataCatalog.get(cfg.DATASETS.TRAIN[0]) if cfg.DATASETS.TRAIN else None)
+
+
 @contextmanager
 def _label_maps(model: nn.Module) -> Iterator[None]:
     """Have the model give semantic labels, which is all that evaluators need, not a score for each class."""
@@ -198,11 +202,15 @@ def main(arguments: Namespace) -> Any:
     cfg = setup(arguments)
     if not arguments.eval_only:
         trainer = Trainer(cfg)
+        trainer.checkpointer.strict = arguments.strict
+        trainer.checkpointer.allow_unsafe = arguments.allow_unsafe
         trainer.resume_or_load(resume=arguments.resume)
         return trainer.train()
     check_ground_truth(cfg, cfg.DATASETS.TEST)
     model = Trainer.build_model(cfg)
-    Checkpointer(model, cfg.OUTPUT_DIR).resume_or_load(cfg.MODEL.WEIGHTS, resume=arguments.resume)
+    reading = {"strict": arguments.strict, "allow_unsafe": arguments.allow_unsafe}
+    checkpointer = Checkpointer(model, cfg.OUTPUT_DIR, metadata=_description(cfg), **reading)
+    checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=arguments.resume)
     results = Trainer.test(cfg, model)
     if cfg.TEST.AUG.ENABLED:
         results.update(Trainer.test_with_tta(cfg, model))

@@ -17,7 +17,7 @@ Matcher = Callable[[Sequence[Prediction], Sequence[Target]], list[list[Pairs]]]
 
 
 class Normalizers(NamedTuple):
-    """What the sums over a step are divided by: shares of one process, each the total over all divided by them.
+    """What the sums over a step are divided by: totals over all processes, divided by their number.
 
     Dividing the class loss by the weights of all processes, as the published code divides the mask losses but
     not this one, makes a run the same on any number of processes; on one, it is the published loss.
