@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from mask_former.arithmetic import index_of_first, index_of_highest, product
-from mask_former.strips import Sizes, mask_probs_at, mask_tiles, strip_numbers
+from mask_former.strips import Sizes, Tiles, mask_probs_at, mask_tiles, strip_numbers
 
 # Of the highest score that is possible at a place: an upper bound on what float32 loses in a sum of some
 # hundred products.
@@ -46,14 +46,10 @@ class _Picture(NamedTuple):
 
 
 class _Bounds(NamedTuple):
-    """Bounds on the probability (Q, ..., tile columns) that each mask has anywhere in a tile."""
+    """Bounds on the probability (Q, tile rows, tile columns) that each mask has anywhere in a tile."""
 
     low: Tensor
     high: Tensor
-
-    def row(self, index: int) -> "_Bounds":
-        """Return those of one row of tiles, (Q, tile columns)."""
-        return _Bounds(self.low[:, index], self.high[:, index])
 
     def rows(self, rows: slice) -> "_Bounds":
         """Return those of some rows of tiles."""
@@ -63,18 +59,18 @@ class _Bounds(NamedTuple):
 class _Contest(NamedTuple):
     """Which classes compete in each tile.
 
-    competes: (K, ..., tile columns) bool, the favourite and its rivals; never none.
-    leads: (..., tile columns), by how much the favourite leads in the middle of the bounds.
-    rounding: (..., tile columns), what differences of scores may be off by.
+    competes: (K, tile rows, tile columns) bool, the favourite and its rivals; never none.
+    leads: (tile rows, tile columns), by how much the favourite leads in the middle of the bounds.
+    rounding: (tile rows, tile columns), what differences of scores may be off by.
     """
 
     competes: Tensor
     leads: Tensor
     rounding: Tensor
 
-    def row(self, index: int) -> "_Contest":
-        """Return that of one row of tiles."""
-        return _Contest(self.competes[:, index], self.leads[index], self.rounding[index])
+    def rows(self, rows: slice) -> "_Contest":
+        """Return that of some rows of tiles."""
+        return _Contest(self.competes[:, rows], self.leads[rows], self.rounding[rows])
 
 
 @torch.no_grad()
@@ -94,16 +90,22 @@ def pruned_labels(
     bounds = _Bounds(tiles.low.sigmoid(), tiles.high.sigmoid())
     labels = torch.empty(sizes.output, dtype=torch.int64, device=class_probs.device)
     tile_rows, tile_columns = tiles.low.shape[1:]
-    # Rows of tiles judged together, with as many numbers as a strip has.
-    band = max(1, strip_numbers(class_probs.device) // (class_probs.shape[1] * tile_columns))
+    # Rows of tiles judged together, and scored together: with as many numbers as a strip has.
+    numbers = strip_numbers(class_probs.device)
+    band = max(1, numbers // (class_probs.shape[1] * tile_columns))
+    strip = max(1, numbers // (len(class_probs) * tiles.height * labels.shape[1]))
     for first in range(0, tile_rows, band):
-        band_bounds = bounds.rows(slice(first, first + band))
-        contest = _contest(class_probs, band_bounds)
-        for index in range(band_bounds.low.shape[1]):
-            top = (first + index) * tiles.height
-            rows = range(top, min(top + tiles.height, len(labels)))
+        last = min(first + band, tile_rows)
+        contest = _contest(class_probs, bounds.rows(slice(first, last)))
+        for top in range(first, last, strip):
+            bottom = min(top + strip, last)
+            rows = range(top * tiles.height, min(bottom * tiles.height, len(labels)))
             labels[rows.start : rows.stop] = _strip_labels(
-                picture, rows, tiles.width, contest.row(index), band_bounds.row(index)
+                picture,
+                rows,
+                tiles,
+                contest.rows(slice(top - first, bottom - first)),
+                bounds.rows(slice(top, bottom)),
             )
     return labels
 
@@ -132,45 +134,64 @@ def _contest(class_probs: Tensor, bounds: _Bounds) -> _Contest:
     return _Contest(competes.unflatten(1, shape), leads.view(shape), rounding.view(shape))
 
 
-def _strip_labels(
-    picture: _Picture, rows: range, tile_width: int, contest: _Contest, bounds: _Bounds
-) -> Tensor:
-    """Return the labels (rows, W) of one row of tiles."""
+def _strip_labels(picture: _Picture, rows: range, tiles: Tiles, contest: _Contest, bounds: _Bounds) -> Tensor:
+    """Return the labels (rows, W) of some rows of tiles."""
     width = picture.sizes.output[1]
-    labels = index_of_first(contest.competes).repeat_interleave(tile_width)[:width].repeat(len(rows), 1)
-    is_open = contest.competes.sum(0) > 1
-    columns = is_open.repeat_interleave(tile_width)[:width].nonzero().squeeze(1)
+    labels = index_of_first(contest.competes)
+    labels = labels.repeat_interleave(tiles.width, 1).repeat_interleave(tiles.height, 0)
+    labels = labels[: len(rows), :width]
+    # Columns of tiles are scored as a whole where one of their tiles has rivals.
+    is_open = (contest.competes.sum(0) > 1).any(0)
+    columns = is_open.repeat_interleave(tiles.width)[:width].nonzero().squeeze(1)
     if len(columns) == 0:
         return labels
-    competing = contest.competes[:, is_open].any(1).nonzero().squeeze(1)
+    competing = contest.competes[..., is_open].flatten(1).any(1).nonzero().squeeze(1)
     open_picture = picture._replace(class_probs=picture.class_probs[:, competing])
-    open_contest = _Contest(competing, contest.leads[is_open], contest.rounding[is_open])
-    open_bounds = _Bounds(bounds.low[:, is_open].amin(1), bounds.high[:, is_open].amax(1))
+    open_bounds = _Bounds(bounds.low[..., is_open].amin((1, 2)), bounds.high[..., is_open].amax((1, 2)))
     # Choosing columns one by one pays where they are few.
     is_few = 2 * len(columns) < width
-    found = _scored_labels(open_picture, rows, columns if is_few else None, open_contest, open_bounds)
+    found = _scored_labels(
+        open_picture,
+        rows,
+        columns if is_few else None,
+        open_bounds,
+        tolerance=SHARE_OF_LEAD * contest.leads[:, is_open].median(),
+        rounding=contest.rounding[:, is_open].amax(),
+    )
     labels[:, columns] = competing[found if is_few else found[:, columns]]
     return labels
 
 
 def _scored_labels(
-    picture: _Picture, rows: range, columns: Tensor | None, contest: _Contest, bounds: _Bounds
+    picture: _Picture,
+    rows: range,
+    columns: Tensor | None,
+    bounds: _Bounds,
+    *,
+    tolerance: Tensor,
+    rounding: Tensor,
 ) -> Tensor:
     """Return the best class (rows, n) of those that the picture is reduced to, at some columns or all.
 
-    `bounds` are (Q,) and hold at all of these columns.
+    Args:
+        picture: with the probabilities of classes that may be best.
+        rows: of the output.
+        columns: (n,) int64, or None for all.
+        bounds: (Q,) each, which hold at all of these pixels.
+        tolerance: queries are left out while all together move differences of scores by no more.
+        rounding: what differences of scores may be off by.
     """
     half = (bounds.high - bounds.low) / 2
     spread = picture.class_probs.amax(1) - picture.class_probs.amin(1)
     # How far a query can move the difference of two classes from where its middle puts it.
     influence, order = (spread * half).sort()
-    few = int((influence.cumsum(0) <= SHARE_OF_LEAD * contest.leads.median()).sum())
+    few = int((influence.cumsum(0) <= tolerance).sum())
     left_out, kept = order[:few], order[few:].sort().values
     if few == 0:
         masks = picture.mask_probs(rows, None, columns)
         return _best(picture.class_probs, masks)
     offset = product(picture.class_probs[left_out].t(), (bounds.low + half)[left_out, None])
-    doubt = influence[:few].sum() + contest.rounding.amax()
+    doubt = influence[:few].sum() + rounding
     masks = picture.mask_probs(rows, kept, columns)
     labels, is_sure = _best_and_sure(picture.class_probs[kept], masks, offset, doubt)
     unsure = is_sure.logical_not_().any(0).nonzero().squeeze(1)
