@@ -93,7 +93,10 @@ ALLOWED = {
         ),
         *("demonstration", "report", "video", "video_prediction"),
     },
-    "benchmark": {"model_zoo", "config", "checkpoint"},
+    "benchmark": {
+        *("benchmark", "building", "config", "conversion.targets", "data", "evaluation", "fast"),
+        *("inference", "model_zoo", "modeling.structures", "solver", "strips"),
+    },
 }
 BANNED = {"torchvision", "timm", "transformers"}
 

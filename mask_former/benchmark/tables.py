@@ -1,0 +1,59 @@
+"""What was measured, as text or as Markdown for a README."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a Markdown table, aligned so that it reads as plain text, too."""
+    cells = [list(header), *[list(row) for row in rows]]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
+    lines = [" | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in cells]
+    lines.insert(1, " | ".join("-" * width for width in widths))
+    return "\n".join(f"| {line} |" for line in lines)
+
+
+def report(results: Mapping[str, Any]) -> str:
+    """Return tables of all that was measured."""
+    parts = [_heading(results)]
+    if "variants" in results:
+        parts.append(_stages(results["variants"]))
+    if results.get("ratios"):
+        parts.append(_ratios(results["ratios"]))
+    if results.get("peak_memory_mib"):
+        rows = [[name, f"{value:.0f}"] for name, value in results["peak_memory_mib"].items()]
+        parts.append(table(["variant, alone in a process", "peak memory, MiB"], rows))
+    if "evaluation" in results:
+        found = results["evaluation"]
+        row = [str(found["pictures"]), *(f"{found[key]:.2f}" for key in ("whole_s", "network_s", "ratio"))]
+        parts.append(table(["pictures", "evaluation, s", "network alone, s", "ratio"], [row]))
+    return "\n\n".join(parts) + "\n"
+
+
+def _heading(results: Mapping[str, Any]) -> str:
+    items = {**results["setting"], **results.get("model", {}), **results["machine"]}
+    return ", ".join(f"{key.replace('_', ' ')} {_short(value)}" for key, value in items.items())
+
+
+def _short(value: Any) -> str:
+    return f"{value:.1f}" if isinstance(value, float) else str(value)
+
+
+def _stages(variants: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
+    stages = list(dict.fromkeys(stage for found in variants.values() for stage in found))
+    rows = []
+    for name, found in variants.items():
+        cells = [
+            f"{found[stage]['median_ms']:.1f} / {found[stage]['p95_ms']:.1f}" if stage in found else ""
+            for stage in stages
+        ]
+        rows.append([name, *cells])
+    return table(["median / p95 in ms", *stages], rows)
+
+
+def _ratios(ratios: Mapping[str, Mapping[str, Any]]) -> str:
+    rows = [
+        [name, f"{found['median']:.3f}", f"{min(found['pairs']):.3f} to {max(found['pairs']):.3f}"]
+        for name, found in ratios.items()
+    ]
+    return table(["ratio, pair by pair", "median", "range"], rows)
