@@ -105,7 +105,7 @@ def check(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> Non
 def run(arguments: argparse.Namespace) -> int:
     """Do what the arguments say and return the exit status."""
     from mask_former.demonstration import PredictorRecipe, predict_pictures, timed
-    from mask_former.video_prediction import predict_video
+    from mask_former.demonstration.video_prediction import predict_video
 
     options: dict[str, object] = {}
     drawing: dict[str, float] = {}

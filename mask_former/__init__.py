@@ -1,15 +1,18 @@
 """MaskFormer on Detectron2: importing the package registers its models and data sets."""
 
-from mask_former import data, modeling
+from mask_former import data, model_zoo, modeling
 from mask_former.config import add_mask_former_config, load_config
 from mask_former.modeling.mask_former import MaskFormer
+from mask_former.predictor import Predictor
 from mask_former.tta import SemanticSegmentorWithTTA
 
 __all__ = [
     "MaskFormer",
+    "Predictor",
     "SemanticSegmentorWithTTA",
     "add_mask_former_config",
     "data",
     "load_config",
+    "model_zoo",
     "modeling",
 ]

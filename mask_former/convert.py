@@ -12,13 +12,13 @@ from detectron2.data import MetadataCatalog
 from detectron2.modeling import build_model
 
 from mask_former.checkpoint import describe, described_config
+from mask_former.checkpoint.weights import resolve
 from mask_former.config import available_device, load_config
 from mask_former.conversion.backbones import describe_backbone
 from mask_former.conversion.inspection import describe_source, fit_report
 from mask_former.conversion.sources import TITLES, Source, read_source
 from mask_former.conversion.targets import target_of, write_checkpoint, write_hugging_face, write_published
 from mask_former.conversion.verify import compare_backbone, compare_model
-from mask_former.weights import resolve
 
 TOLERANCE = 1e-4
 FLOATS = {

@@ -18,16 +18,16 @@ from detectron2.data import transforms as T
 from torch import Tensor, nn
 
 from mask_former import model_zoo
-from mask_former.building import build_model, described_config
 from mask_former.checkpoint import Checkpointer, read_checkpoint
-from mask_former.classes import ClassTable, classes_of_dataset, described_classes
+from mask_former.checkpoint.weights import resolve
 from mask_former.config import load_config
-from mask_former.forming import form_result, kept_labels, strongest_queries
-from mask_former.inputs import ErrorHandler, Picture, PictureError, Source, load_all
-from mask_former.results import Result
-from mask_former.rules import has_queries, make_rules
+from mask_former.prediction.building import build_model, described_config
+from mask_former.prediction.classes import ClassTable, classes_of_dataset, described_classes
+from mask_former.prediction.forming import form_result, kept_labels, strongest_queries
+from mask_former.prediction.inputs import ErrorHandler, Picture, PictureError, Source, load_all
+from mask_former.prediction.results import Result
+from mask_former.prediction.rules import has_queries, make_rules
 from mask_former.strips import Sizes
-from mask_former.weights import resolve
 
 logger = logging.getLogger(__name__)
 

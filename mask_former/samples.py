@@ -14,13 +14,13 @@ from PIL import Image, ImageDraw
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from mask_former.classes import ClassTable, classes_of_dataset
 from mask_former.evaluation.ground_truth import semantic_target
 from mask_former.evaluation.labels import read_panoptic_map
-from mask_former.forming import segments_of_map
+from mask_former.prediction.classes import ClassTable, classes_of_dataset
+from mask_former.prediction.forming import segments_of_map
+from mask_former.prediction.result_files import save_picture
+from mask_former.prediction.results import InstanceResults, Result
 from mask_former.predictor import Predictor
-from mask_former.result_files import save_picture
-from mask_former.results import InstanceResults, Result
 
 # Pixels between and above the drawings, and the width that each has.
 GAP, HEADER, WIDTH = 4, 16, 320

@@ -17,10 +17,10 @@ from detectron2.modeling import build_model
 from tiny_models import NUM_CLASSES, TINY, tiny_config
 
 import mask_former  # noqa: F401  (fills the registries)
-from mask_former.atomic_writing import replacing
 from mask_former.checkpoint import Checkpointer, describe, described_config, flat_metrics, read_checkpoint
+from mask_former.checkpoint.atomic_writing import replacing
+from mask_former.checkpoint.weight_fitting import fit_weights, resized_bias_table
 from mask_former.config import load_config
-from mask_former.weight_fitting import fit_weights, resized_bias_table
 
 TESTS = Path(__file__).resolve().parent
 CLASSES = ["wall", "sky", "tree", "car", "dog"]
@@ -310,7 +310,7 @@ def test_the_report_is_a_few_lines_however_much_did_not_fit(tmp_path, caplog):
     torch.save({"model": model(0).state_dict()}, tmp_path / "m.pth")
     with caplog.at_level(logging.INFO):
         load(tmp_path / "m.pth", built(MODEL__RESNETS__DEPTH=50, MODEL__RESNETS__RES2_OUT_CHANNELS=256))
-    (record,) = [record for record in caplog.records if record.name == "mask_former.checkpoint"]
+    (record,) = [record for record in caplog.records if record.name == "mask_former.checkpoint.checkpointer"]
     assert record.levelname == "WARNING"
     lines = record.getMessage().splitlines()
     assert len(lines) < 30
@@ -463,7 +463,7 @@ def test_class_names_of_another_kind_are_not_used(tmp_path, names):
 KILL_WRITERS = """
 import os, random, signal, sys, time, torch
 from pathlib import Path
-from mask_former.atomic_writing import save_atomically
+from mask_former.checkpoint.atomic_writing import save_atomically
 file, draws = Path(sys.argv[1]), random.Random(5)
 def content(number):
     return {"number": number, "data": torch.full((300_000,), float(number))}

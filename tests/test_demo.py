@@ -22,17 +22,16 @@ from detectron2.modeling import build_model
 from PIL import Image
 from pycocotools.coco import COCO
 
-from mask_former import walkthrough
 from mask_former.checkpoint import Checkpointer, describe
 from mask_former.data.shapes_drawing import class_table, draw_scene
-from mask_former.demonstration import PredictorRecipe, needed_tasks, predict_pictures
+from mask_former.demonstration import PredictorRecipe, needed_tasks, predict_pictures, walkthrough
+from mask_former.demonstration.video import VideoReader, VideoWriter
+from mask_former.demonstration.video_prediction import Pace, SteadyColors, flattened
 from mask_former.engine import Trainer
 from mask_former.evaluation.__main__ import main as evaluate
-from mask_former.forming import segments_of_map
+from mask_former.prediction.forming import segments_of_map
+from mask_former.prediction.results import InstanceResults, Result
 from mask_former.predictor import Predictor
-from mask_former.results import InstanceResults, Result
-from mask_former.video import VideoReader, VideoWriter
-from mask_former.video_prediction import Pace, SteadyColors, flattened
 
 DEMO = tiny_runs.ROOT / "demo" / "demo.py"
 KINDS = "overlay,labels,panoptic,coco,csv"

@@ -12,7 +12,7 @@ from small_predictors import NAMES, THINGS, decided_model, picture, small_config
 from tiny_models import NUM_CLASSES, NUM_QUERIES
 from torch.nn import functional as F
 
-from mask_former.inputs import PictureError
+from mask_former.prediction.inputs import PictureError
 from mask_former.predictor import Predictor
 
 SIZES = [(70, 90), (64, 64), (90, 70), (70, 90), (61, 160)]
@@ -295,7 +295,7 @@ def test_per_pixel_baseline_gives_semantic_results(pictures):
     cfg.MODEL.META_ARCHITECTURE = "SemanticSegmentor"
     cfg.MODEL.SEM_SEG_HEAD.NAME = "PerPixelBaselineHead"
     torch.manual_seed(0)
-    from mask_former.classes import classes_of_dataset
+    from mask_former.prediction.classes import classes_of_dataset
 
     predictor = Predictor(build_model(cfg), cfg, classes_of_dataset(cfg))
     results = predictor(pictures, batch_size=3, return_scores=True)

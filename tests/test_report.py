@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mask_former.charts import line_chart, nice_ticks
-from mask_former.report import main, read_metrics, write_report
-from mask_former.video import VideoWriter
+from mask_former.demonstration.charts import line_chart, nice_ticks
+from mask_former.demonstration.report import main, read_metrics, write_report
+from mask_former.demonstration.video import VideoWriter
 
 
 def picture(path, size=(31, 17), color=(200, 30, 90)):
@@ -147,7 +147,7 @@ def test_folder_without_a_run_is_refused_in_one_line(tmp_path, capsys):
 
 
 def test_runs_as_a_module(run):
-    command = [sys.executable, "-W", "ignore", "-m", "mask_former.report", str(run)]
+    command = [sys.executable, "-W", "ignore", "-m", "mask_former.demonstration.report", str(run)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout) == (0, f"{run / 'index.html'}\n")
 

@@ -14,13 +14,13 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from small_predictors import CLASSES, COLORS, NAMES, decided_model, picture, small_config
 
-from mask_former.classes import classes_from_description
-from mask_former.drawing import segment_colors
 from mask_former.evaluation.__main__ import main as evaluate
 from mask_former.evaluation.labels import id_to_rgb, read_panoptic_map
-from mask_former.forming import segments_of_map
-from mask_former.result_files import KINDS, ResultWriter
-from mask_former.results import InstanceResults, Result
+from mask_former.prediction.classes import classes_from_description
+from mask_former.prediction.drawing import segment_colors
+from mask_former.prediction.forming import segments_of_map
+from mask_former.prediction.result_files import KINDS, ResultWriter
+from mask_former.prediction.results import InstanceResults, Result
 from mask_former.samples import draw_samples
 
 HEIGHT, WIDTH = 40, 56

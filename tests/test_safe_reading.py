@@ -17,8 +17,8 @@ import torch
 from safetensors.torch import save, save_file
 
 from mask_former.checkpoint import read_checkpoint
-from mask_former.restricted_pickle import DamagedFileError, UnsafeFileError
-from mask_former.safe_reading import as_tensors, read_file
+from mask_former.checkpoint.restricted_pickle import DamagedFileError, UnsafeFileError
+from mask_former.checkpoint.safe_reading import as_tensors, read_file
 
 REFUSED = (UnsafeFileError, DamagedFileError)
 
@@ -163,9 +163,9 @@ def test_damaged_files_are_refused(tmp_path, name):
 READ_ALL = """
 import resource, sys, time
 from pathlib import Path
-from mask_former.safe_reading import read_file
+from mask_former.checkpoint.safe_reading import read_file
 from mask_former.checkpoint import read_checkpoint
-from mask_former.restricted_pickle import DamagedFileError, UnsafeFileError
+from mask_former.checkpoint.restricted_pickle import DamagedFileError, UnsafeFileError
 for file in sorted(Path(sys.argv[1]).iterdir()):
     before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
     try:

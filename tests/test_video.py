@@ -9,8 +9,15 @@ import cv2
 import numpy as np
 import pytest
 
-from mask_former.tracking import SegmentTracker
-from mask_former.video import CODECS, Codec, VideoReader, VideoWriter, choose_codec, find_problem
+from mask_former.demonstration.tracking import SegmentTracker
+from mask_former.demonstration.video import (
+    CODECS,
+    Codec,
+    VideoReader,
+    VideoWriter,
+    choose_codec,
+    find_problem,
+)
 
 BROKEN = Codec("zzzz", ".mp4")
 
@@ -130,7 +137,7 @@ def test_a_damaged_result_is_told(tmp_path):
 FILL = """
 import resource, sys
 import numpy as np
-from mask_former.video import VideoWriter
+from mask_former.demonstration.video import VideoWriter
 resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, 400_000))
 noise = np.random.default_rng(0)
 with VideoWriter(sys.argv[1], 160, 120, 24.0) as writer:

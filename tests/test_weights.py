@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from mask_former import weights
+from mask_former.checkpoint import weights
 
 CONTENT = bytes(range(256)) * 40_000  # 10 MB, so that a transfer has several parts
 MD5 = hashlib.md5(CONTENT).hexdigest()

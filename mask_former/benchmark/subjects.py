@@ -13,9 +13,9 @@ from detectron2.config import CfgNode
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from mask_former.building import build_model
 from mask_former.config import load_config
 from mask_former.model_zoo import config_file as published
+from mask_former.prediction.building import build_model
 
 PREDICTIONS = ("random", "settled")
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mask_former.atomic_writing import replacing
+from mask_former.checkpoint.atomic_writing import replacing
 from mask_former.conversion.renaming import State
 
 HEAD = "sem_seg_head."

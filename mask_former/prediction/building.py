@@ -10,7 +10,7 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from torch import nn
 
 from mask_former.config import available_device, load_config
-from mask_former.rules import has_queries
+from mask_former.prediction.rules import has_queries
 
 
 def described_config(metadata: Mapping[str, Any], file: str | Path) -> CfgNode:

@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mask_former.classes import ClassTable, Color
-from mask_former.drawing import draw_result
-from mask_former.result_files import KINDS, ResultWriter
+from mask_former.prediction.classes import ClassTable, Color
+from mask_former.prediction.drawing import draw_result
+from mask_former.prediction.result_files import KINDS, ResultWriter
 from mask_former.strips import Sizes
 
 Box = tuple[float, float, float, float]

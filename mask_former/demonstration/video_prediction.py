@@ -12,15 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from mask_former.classes import Color
 from mask_former.demonstration import Outcome, PredictorRecipe
-from mask_former.drawing import segment_colors, shade
-from mask_former.forming import segments_of_map
-from mask_former.inputs import Picture
-from mask_former.results import Result, ResultWriter
-from mask_former.sinks import WindowSink, make_folder
-from mask_former.tracking import SegmentTracker
-from mask_former.video import CODECS, VideoReader, VideoWriter
+from mask_former.demonstration.sinks import WindowSink, make_folder
+from mask_former.demonstration.tracking import SegmentTracker
+from mask_former.demonstration.video import CODECS, VideoReader, VideoWriter
+from mask_former.prediction.classes import Color
+from mask_former.prediction.drawing import segment_colors, shade
+from mask_former.prediction.forming import segments_of_map
+from mask_former.prediction.inputs import Picture
+from mask_former.prediction.results import Result, ResultWriter
 
 logger = logging.getLogger(__name__)
 

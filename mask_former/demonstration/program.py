@@ -15,13 +15,13 @@ from tqdm import tqdm
 
 from mask_former import model_zoo
 from mask_former.checkpoint import read_checkpoint
+from mask_former.checkpoint.weights import resolve
 from mask_former.config import load_config
-from mask_former.inputs import PictureError, expand
-from mask_former.parallel import stream_in_processes
+from mask_former.demonstration.parallel import stream_in_processes
+from mask_former.demonstration.sinks import Sink, picture_sink
+from mask_former.prediction.inputs import PictureError, expand
+from mask_former.prediction.results import Result
 from mask_former.predictor import Predictor
-from mask_former.results import Result
-from mask_former.sinks import Sink, picture_sink
-from mask_former.weights import resolve
 
 logger = logging.getLogger(__name__)
 

@@ -11,9 +11,9 @@ from scipy.ndimage import find_objects
 from torch import Tensor
 
 from mask_former import inference
-from mask_former.classes import ClassTable
-from mask_former.results import Box, InstanceResults, Logits, Segment
-from mask_former.rules import Rules
+from mask_former.prediction.classes import ClassTable
+from mask_former.prediction.results import Box, InstanceResults, Logits, Segment
+from mask_former.prediction.rules import Rules
 from mask_former.strips import Sizes
 
 

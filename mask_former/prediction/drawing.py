@@ -10,10 +10,10 @@ from detectron2.utils.visualizer import Visualizer
 from numpy.typing import NDArray
 from PIL import Image
 
-from mask_former.classes import Color
+from mask_former.prediction.classes import Color
 
 if TYPE_CHECKING:
-    from mask_former.results import Result
+    from mask_former.prediction.results import Result
 
 DRAWN_TASKS = ("panoptic", "semantic", "instance")
 OPACITY = 0.6

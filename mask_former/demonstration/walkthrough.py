@@ -33,12 +33,12 @@ from mask_former.checkpoint import flat_metrics
 from mask_former.config import load_config
 from mask_former.data.shapes_catalog import datasets_root
 from mask_former.demonstration import PredictorRecipe
+from mask_former.demonstration.report import latest_scores, read_metrics, write_report
+from mask_former.demonstration.video_prediction import predict_video
 from mask_former.engine import argument_parser as train_arguments
 from mask_former.engine import main as train_or_evaluate
-from mask_former.report import latest_scores, read_metrics, write_report
-from mask_former.results import KINDS, Result, ResultWriter
+from mask_former.prediction.results import KINDS, Result, ResultWriter
 from mask_former.samples import truth_of
-from mask_former.video_prediction import predict_video
 
 CONFIG_FILE = "configs/shapes/maskformer_panoptic.yaml"
 OUTPUT = Path("output/demo")
@@ -54,7 +54,7 @@ CHECKPOINT_PERIOD = 250
 def argument_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m mask_former.walkthrough",
+        prog="python -m mask_former.demonstration.walkthrough",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -20,8 +20,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from mask_former.restricted_globals import STATES, TABLE, Storage
-from mask_former.restricted_pickle import (
+from mask_former.checkpoint.restricted_globals import STATES, TABLE, Storage
+from mask_former.checkpoint.restricted_pickle import (
     Buffer,
     DamagedFileError,
     Global,

@@ -6,7 +6,7 @@ from typing import Any
 
 from detectron2.config import CfgNode
 
-from mask_former.classes import ClassTable
+from mask_former.prediction.classes import ClassTable
 
 TASKS = ("semantic", "panoptic", "instance")
 

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from mask_former.inputs import PICTURE_SUFFIXES
-from mask_former.results import Result, ResultWriter
+from mask_former.prediction.inputs import PICTURE_SUFFIXES
+from mask_former.prediction.results import Result, ResultWriter
 
 WINDOW = "MaskFormer"
 ESCAPE = 27

@@ -7,10 +7,10 @@ import numpy as np
 import pycocotools.mask
 from numpy.typing import NDArray
 
-from mask_former.classes import ClassTable
+from mask_former.prediction.classes import ClassTable
 
 if TYPE_CHECKING:
-    from mask_former.results import Result
+    from mask_former.prediction.results import Result
 
 CSV_COLUMNS = (
     *("image", "task", "segment_id", "category_id", "name", "is_thing", "score", "area"),

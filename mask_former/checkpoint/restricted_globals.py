@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mask_former.restricted_pickle import (
+from mask_former.checkpoint.restricted_pickle import (
     DamagedFileError,
     Global,
     UnsafeFileError,

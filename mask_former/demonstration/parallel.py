@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 
-from mask_former.inputs import ErrorHandler, PictureError
+from mask_former.prediction.inputs import ErrorHandler, PictureError
+from mask_former.prediction.results import Result
 from mask_former.predictor import Predictor
-from mask_former.results import Result
 
 logger = logging.getLogger(__name__)
 

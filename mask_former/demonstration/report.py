@@ -1,4 +1,4 @@
-"""One page about a run: scores, curves, pictures, video. `python -m mask_former.report OUTPUT_DIR`.
+"""One page about a run: scores, curves, pictures, video.
 
 The page is one file without scripts that refers to no other file, so it opens from disk and can be mailed.
 It shows what it finds in the folder of a run:
@@ -25,8 +25,8 @@ from typing import Any
 import yaml
 from PIL import Image
 
-from mask_former.charts import line_chart
-from mask_former.video import VideoReader
+from mask_former.demonstration.charts import line_chart
+from mask_former.demonstration.video import VideoReader
 
 logger = logging.getLogger(__name__)
 
@@ -303,7 +303,7 @@ def _data_address(picture: Image.Image, form: str, **options: Any) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Write the page that a command line asks for; return the exit status."""
     parser = argparse.ArgumentParser(
-        prog="python -m mask_former.report",
+        prog="python -m mask_former.demonstration.report",
         description=__doc__,
         formatter_class=argparse.RawTextHelpFormatter,
     )

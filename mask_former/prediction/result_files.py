@@ -19,19 +19,19 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from mask_former.classes import ClassTable
 from mask_former.evaluation.labels import id_to_rgb
-from mask_former.result_entries import (
+from mask_former.prediction.classes import ClassTable
+from mask_former.prediction.result_entries import (
     CSV_COLUMNS,
     categories,
     coco_entries,
     panoptic_entries,
     segment_rows,
 )
-from mask_former.result_tables import CocoTable, CsvTable, PanopticTable, ResultTable
+from mask_former.prediction.result_tables import CocoTable, CsvTable, PanopticTable, ResultTable
 
 if TYPE_CHECKING:
-    from mask_former.results import Result
+    from mask_former.prediction.results import Result
 
 logger = logging.getLogger(__name__)
 
