@@ -20,7 +20,8 @@ from torch import Tensor
 
 from mask_former.arithmetic import index_of_highest, product
 from mask_former.label_maps import pruned_labels
-from mask_former.strips import Sizes, mask_prob_strips, strip_numbers
+from mask_former.strips import Sizes, mask_prob_strips, mask_probs_at, strip_numbers, strips_of
+from mask_former.threads import side_by_side
 
 
 @torch.no_grad()
@@ -41,9 +42,13 @@ def semantic_scores(
     class_probs = _class_probs(class_logits)[:, :-1].t().contiguous()
     height, width = sizes.output
     scores = class_probs.new_empty(class_probs.shape[0], height, width)
-    for rows, mask_probs in mask_prob_strips(mask_logits, sizes, resize_logits):
+
+    def score(rows: range) -> None:
+        mask_probs = mask_probs_at(mask_logits, sizes, rows, resize_logits)
         pixels = slice(rows.start * width, rows.stop * width)
         product(class_probs, mask_probs.flatten(1), out=scores.flatten(1)[:, pixels])
+
+    side_by_side(score, strips_of(mask_logits, sizes), scores.device)
     return scores
 
 
@@ -181,11 +186,15 @@ def _class_probs(class_logits: Tensor) -> Tensor:
 def _winning_query(scores: Tensor, mask_logits: Tensor, sizes: Sizes) -> tuple[Tensor, Tensor]:
     """Return the query (H, W) that wins each pixel, and how many pixels of each have probability >= 0.5."""
     winner = torch.empty(sizes.output, dtype=torch.int64, device=scores.device)
-    mask_area = torch.zeros(len(scores), dtype=torch.int64, device=scores.device)
-    for rows, mask_probs in mask_prob_strips(mask_logits, sizes, resize_logits=True):
-        mask_area += (mask_probs >= 0.5).flatten(1).sum(1)
-        winner[rows] = index_of_highest(mask_probs.mul_(scores[:, None, None]))
-    return winner, mask_area
+
+    def assign(rows: range) -> Tensor:
+        mask_probs = mask_probs_at(mask_logits, sizes, rows, resize_logits=True)
+        area = (mask_probs >= 0.5).flatten(1).sum(1)
+        winner[rows.start : rows.stop] = index_of_highest(mask_probs.mul_(scores[:, None, None]))
+        return area
+
+    areas = side_by_side(assign, strips_of(mask_logits, sizes), scores.device)
+    return winner, torch.stack(areas).sum(0)
 
 
 def _segments_of_queries(
@@ -223,13 +232,15 @@ def _segments_of_queries(
 def _binary_masks(mask_logits: Tensor, sizes: Sizes) -> tuple[Tensor, Tensor]:
     """Return (N, H, W) bool masks and the mean probability (N,) inside each, 0 for an empty one."""
     masks = torch.empty((len(mask_logits), *sizes.output), dtype=torch.bool, device=mask_logits.device)
-    prob_sum = torch.zeros(len(mask_logits), device=mask_logits.device)
-    area = torch.zeros(len(mask_logits), device=mask_logits.device)
-    for rows, mask_probs in mask_prob_strips(mask_logits, sizes, resize_logits=True):
+
+    def cut(rows: range) -> Tensor:
+        mask_probs = mask_probs_at(mask_logits, sizes, rows, resize_logits=True)
         inside = mask_probs > 0.5
-        masks[:, rows] = inside
-        prob_sum += (mask_probs * inside).flatten(1).sum(1)
-        area += inside.flatten(1).sum(1)
+        masks[:, rows.start : rows.stop] = inside
+        prob_sum = (mask_probs * inside).flatten(1).sum(1)
+        return torch.stack([prob_sum, inside.flatten(1).sum(1).to(prob_sum.dtype)])
+
+    prob_sum, area = torch.stack(side_by_side(cut, strips_of(mask_logits, sizes), masks.device)).sum(0)
     return masks, prob_sum / area.clamp(min=1)
 
 

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from mask_former.arithmetic import index_of_first, index_of_highest, product
 from mask_former.strips import Sizes, Tiles, mask_probs_at, mask_tiles, strip_numbers
+from mask_former.threads import side_by_side
 
 # Of the highest score that is possible at a place: an upper bound on what float32 loses in a sum of some
 # hundred products.
@@ -28,6 +29,9 @@ ROUNDING = 1e-5
 # Queries are left out of a strip while together they can move a difference of scores by no more than this
 # share of the lead that the favourite of its typical tile has. More would leave more pixels to score again.
 SHARE_OF_LEAD = 0.02
+
+# Pieces that a large picture is cut into at least, for threads to share.
+BANDS = 16
 
 
 class _Picture(NamedTuple):
@@ -92,9 +96,11 @@ def pruned_labels(
     tile_rows, tile_columns = tiles.low.shape[1:]
     # Rows of tiles judged together, and scored together: with as many numbers as a strip has.
     numbers = strip_numbers(class_probs.device)
-    band = max(1, numbers // (class_probs.shape[1] * tile_columns))
     strip = max(1, numbers // (len(class_probs) * tiles.height * labels.shape[1]))
-    for first in range(0, tile_rows, band):
+    band = max(1, numbers // (class_probs.shape[1] * tile_columns))
+    band = min(band, max(strip, -(-tile_rows // BANDS)))
+
+    def label(first: int) -> None:
         last = min(first + band, tile_rows)
         contest = _contest(class_probs, bounds.rows(slice(first, last)))
         for top in range(first, last, strip):
@@ -107,6 +113,8 @@ def pruned_labels(
                 contest.rows(slice(top - first, bottom - first)),
                 bounds.rows(slice(top, bottom)),
             )
+
+    side_by_side(label, range(0, tile_rows, band), class_probs.device)
     return labels
 
 

@@ -45,12 +45,16 @@ def mask_prob_strips(
     Where the published order resizes class scores (`resize_logits` False), the probabilities are resized
     instead: scores are linear in them, so the result is the same and does not grow with the classes.
     """
+    for rows in strips_of(mask_logits, sizes):
+        yield slice(rows.start, rows.stop), mask_probs_at(mask_logits, sizes, rows, resize_logits)
+
+
+def strips_of(mask_logits: Tensor, sizes: Sizes) -> list[range]:
+    """Return the rows of each strip of `mask_prob_strips`."""
     height, width = sizes.output
     numbers_a_row = max(1, len(mask_logits)) * max(width, sizes.image[1])
     strip_height = max(1, strip_numbers(mask_logits.device) // numbers_a_row)
-    for start in range(0, height, strip_height):
-        rows = range(start, min(start + strip_height, height))
-        yield slice(rows.start, rows.stop), mask_probs_at(mask_logits, sizes, rows, resize_logits)
+    return [range(start, min(start + strip_height, height)) for start in range(0, height, strip_height)]
 
 
 def mask_probs_at(
