@@ -11,10 +11,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from mask_former.threads import side_by_side
+
 # Numbers (queries x rows x columns) that one strip may hold: on a CPU few enough for its caches, elsewhere
 # enough to keep the device busy.
 _STRIP_NUMBERS = {"cpu": 1 << 20}
 _STRIP_NUMBERS_ELSEWHERE = 1 << 26
+
+# Pieces that the masks of one picture are cut into, for threads to share.
+PIECES = 8
 
 Size = tuple[int, int]
 
@@ -113,21 +118,28 @@ def mask_tiles(mask_logits: Tensor, sizes: Sizes) -> Tiles:
     Resizing takes weighted means, so that no pixel is outside the range of the cells it is made of. That
     holds for probabilities as well, since the sigmoid grows with the logit.
     """
-    mask_logits = mask_logits.float()
-    low = high = mask_logits
-    edges = []
+    edges, spans = [], []
     for axis in (0, 1):
         cells = mask_logits.shape[1 + axis]
         padded, image, output = (size[axis] for size in sizes)
         edge = max(1, round(2 * padded / cells * output / image))
-        spans = [
+        axis_spans = [
             _source_rows(_source_rows(range(start, min(start + edge, output)), image, output), cells, padded)
             for start in range(0, output, edge)
         ]
-        low = _extreme(low, spans, 1 + axis, torch.minimum)
-        high = _extreme(high, spans, 1 + axis, torch.maximum)
         edges.append(edge)
-    return Tiles(edges[0], edges[1], low, high)
+        spans.append(axis_spans)
+
+    def bounds(maps: Tensor) -> list[Tensor]:
+        maps = maps.float()
+        return [
+            _extreme(_extreme(maps, spans[0], 1, extreme), spans[1], 2, extreme)
+            for extreme in (torch.minimum, torch.maximum)
+        ]
+
+    pieces = mask_logits.split(max(1, -(-len(mask_logits) // PIECES)))
+    low, high = zip(*side_by_side(bounds, pieces, mask_logits.device), strict=True)
+    return Tiles(edges[0], edges[1], torch.cat(low), torch.cat(high))
 
 
 def _extreme(maps: Tensor, spans: list[range], axis: int, extreme: Callable[..., Tensor]) -> Tensor:

@@ -17,7 +17,7 @@ ALLOWED = {
     # Logits to results; no modules.
     "threads": set(),
     "arithmetic": set(),
-    "strips": set(),
+    "strips": {"threads"},
     "label_maps": {"arithmetic", "strips", "threads"},
     "inference": {"arithmetic", "label_maps", "strips", "threads"},
     # The model.
