@@ -8,6 +8,7 @@ import yaml
 from published_order import published_scores
 from tiny_models import NUM_CLASSES, TINY, tiny_config, training_picture
 
+from mask_former import inference
 from mask_former.benchmark import plain
 from mask_former.benchmark.__main__ import main
 from mask_former.benchmark.evaluation_speed import register_pictures
@@ -169,6 +170,11 @@ def test_inference_is_measured_by_stage_and_compared(config_file, tmp_path, caps
     pairs = results["ratios"]["float32 / naive: network + post-processing"]["pairs"]
     assert len(pairs) == 2
     assert (tmp_path / "out.md").read_text() == capsys.readouterr().out
+
+
+def test_labels_beyond_a_byte_are_saved(config_file, monkeypatch):
+    monkeypatch.setattr(inference, "semantic_labels", lambda *_, **__: torch.full((64, 70), 300))
+    assert main(["--config-file", config_file, "--size", "64", "70", "--rounds", "1"]) == 0
 
 
 @pytest.mark.parametrize("task", ["panoptic", "instance"])

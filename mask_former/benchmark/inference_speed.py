@@ -87,7 +87,7 @@ def _chosen(predictions: str, class_logits: Tensor) -> Tensor:
 
 
 def _small(labels: Tensor) -> np.ndarray[Any, Any]:
-    return labels.to("cpu", torch.uint8 if labels.max() < 256 else torch.int32).numpy()
+    return labels.cpu().numpy().astype(np.uint8 if labels.max() < 256 else np.uint16)
 
 
 def _parts(setting: Setting, variant: str, model: Any) -> tuple[Network, PostProcessing]:
