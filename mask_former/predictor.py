@@ -21,6 +21,7 @@ from mask_former import model_zoo
 from mask_former.checkpoint import Checkpointer, read_checkpoint
 from mask_former.checkpoint.weights import resolve
 from mask_former.config import load_config
+from mask_former.fast import prepare_for_inference
 from mask_former.prediction.building import build_model, described_config
 from mask_former.prediction.classes import ClassTable, classes_of_dataset, described_classes
 from mask_former.prediction.forming import form_result, kept_labels, strongest_queries
@@ -35,7 +36,6 @@ logger = logging.getLogger(__name__)
 READ_AHEAD = 4
 # Pixels that a resized picture must have on each side.
 MIN_SIDE = 4
-PRECISIONS = ("float32",)
 
 _licences_told: set[str] = set()
 
@@ -79,20 +79,18 @@ class Predictor:
         top_k: int | None = None,
         classes_to_keep: Collection[str | int] | None = None,
         tasks: Collection[str] | None = None,
-        precision: str = "float32",
+        precision: str = "plain",
         metadata: dict[str, Any] | None = None,
     ) -> None:
         """Wrap a model that is built; the class methods build one, and say what the options mean."""
-        if precision not in PRECISIONS:
-            raise ValueError(f"Precision is {precision!r}; choose one of {', '.join(PRECISIONS)}.")
-        self.model = model.eval()
+        self.model = model.eval() if precision == "plain" else prepare_for_inference(model, precision)
         self.cfg = cfg
         self.classes = classes
         self.metadata = metadata or {}
-        self.has_queries = has_queries(model)
+        self.has_queries = has_queries(self.model)
         self.rules = make_rules(
             cfg,
-            model,
+            self.model,
             classes,
             score_threshold=score_threshold,
             mask_threshold=mask_threshold,
@@ -120,7 +118,9 @@ class Predictor:
                 top_k: most instances of a picture (None: TEST.DETECTIONS_PER_IMAGE).
                 classes: names or indices that results may have; pixels of others become void.
                 tasks: of "semantic", "panoptic", "instance" (None: those that the configuration switches on).
-                precision: "float32".
+                precision: "plain", the network as it is trained; or faster, with norms folded and other
+                    orders of the same sums, see `fast.prepare_for_inference`: "float32", which differs by
+                    rounding; "bfloat16"; "auto", the one of them that the device is best at.
         """
         file = resolve(weights)
         metadata = read_checkpoint(file).get("metadata") or {}

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.engine import launch
 from detectron2.utils import comm
 from PIL import Image
 
+from mask_former.engine import launch
 from mask_former.evaluation import (
     PanopticCounts,
     PanopticEvaluator,
@@ -342,5 +342,5 @@ def evaluate_shard(entries, cases, path):
 def test_three_processes_one_without_pictures_give_the_scores_of_one(dataset, tmp_path):
     _, entries, cases = dataset
     path = tmp_path / "scores.json"
-    launch(evaluate_shard, 3, dist_url="auto", args=(entries, cases, path))
+    launch(evaluate_shard, num_gpus=3, dist_url="auto", args=(entries, cases, path))
     assert json.loads(path.read_text())["PQ"] == pytest.approx(expected_scores(cases)["PQ"])

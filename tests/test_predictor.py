@@ -248,7 +248,7 @@ def test_tasks_choose_what_is_computed(checkpoint, pictures):
         ({"mask_threshold": 0.0}, r"mask_threshold is 0\.0"),
         ({"overlap_threshold": -1}, r"overlap_threshold is -1"),
         ({"top_k": 0}, r"top_k is 0"),
-        ({"precision": "float8"}, r"float8.*choose one of"),
+        ({"precision": "float8"}, r"float8.*expected one of"),
         ({"device": "cuda:77"}, r"cuda:77.*device='cpu'"),
     ],
 )
@@ -257,6 +257,14 @@ def test_impossible_options_are_refused(checkpoint, options, message):
         pytest.skip("needs a machine without GPU")
     with pytest.raises(ValueError, match=message):
         Predictor.from_checkpoint(checkpoint, **options)
+
+
+@pytest.mark.parametrize(("precision", "same"), [("float32", 0.999), ("bfloat16", 0.9), ("auto", 0.9)])
+def test_a_prepared_network_says_the_same(checkpoint, predictor, pictures, precision, same):
+    fast = Predictor.from_checkpoint(checkpoint, device="cpu", precision=precision)
+    for plain, quick in zip(predictor(pictures), fast(pictures), strict=True):
+        assert np.mean(plain.semantic == quick.semantic) >= same
+        assert np.mean(plain.panoptic == quick.panoptic) >= same
 
 
 def test_configuration_in_a_checkpoint_can_be_overridden(checkpoint, pictures):

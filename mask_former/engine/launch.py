@@ -30,16 +30,21 @@ def launch(
     """
     started = processes_of_torchrun(os.environ) or processes_of_slurm(os.environ)
     if started is None:
-        detectron2_launch(main, num_gpus, num_machines, machine_rank, dist_url, args)
+        detectron2_launch(_run, num_gpus, num_machines, machine_rank, dist_url, (main, args))
         return
     rank, world_size, local_rank, local_size = started
     if world_size == 1:
         main(*args)
         return
     _join(rank, world_size, local_rank, local_size)
-    try:
-        main(*args)
-    finally:
+    _run(main, args)
+
+
+def _run(main: Callable[..., Any], args: tuple) -> None:
+    """Run `main`, and leave the process group in order: gloo aborts a process whose peers just vanish."""
+    main(*args)
+    if dist.is_initialized():
+        comm.synchronize()
         dist.destroy_process_group()
 
 
