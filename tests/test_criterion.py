@@ -107,6 +107,19 @@ def test_losses_are_the_published_formulas(counts, with_void):
             assert found[name + suffix].item() == pytest.approx(value, rel=WEIGHT_ROUNDING), name + suffix
 
 
+def test_small_masks_together_cost_what_they_cost_image_by_image(monkeypatch):
+    predictions, targets = random_scene([3, 0, 2])
+    together = build()(predictions, targets)
+    monkeypatch.setattr("mask_former.modeling.criterion.SMALL_MASKS", 0)
+    predictions_again, _ = random_scene([3, 0, 2])
+    apart = build()(predictions_again, targets)
+    for name, loss in together.items():
+        assert loss.item() == pytest.approx(apart[name].item(), rel=1e-12), name
+    assert_same(
+        gradients(sum(together.values()), predictions), gradients(sum(apart.values()), predictions_again)
+    )
+
+
 def test_losses_of_earlier_layers_are_numbered_and_the_answer_s_are_not():
     predictions, targets = random_scene([1, 2], layers=3)
     parts = ("loss_ce", "loss_mask", "loss_dice")

@@ -1,6 +1,7 @@
 """The losses of a step: match, score, weight and name, layer by layer."""
 
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 from typing import NamedTuple
 
 import torch
@@ -13,6 +14,8 @@ from mask_former.modeling.losses import full_precision, mask_losses
 from mask_former.modeling.structures import Prediction, Target
 
 Pairs = tuple[Tensor, Tensor]
+# Pixels of all masks of a batch, up to which they are copied into one block.
+SMALL_MASKS = 2**22
 Matcher = Callable[[Sequence[Prediction], Sequence[Target]], list[list[Pairs]]]
 
 
@@ -130,12 +133,7 @@ class SetCriterion(nn.Module):
 
         # Gathered once a layer: a gather an image would make a gradient of all (B, Q, h, w) for each.
         matched = prediction.mask_logits[image_index, query_index]
-        image_logits = matched.split([len(query) for query, _ in pairs])
-        sums = [
-            mask_losses(logits, target.masks, segment, target.valid)
-            for logits, target, (_, segment) in zip(image_logits, targets, pairs, strict=True)
-        ]
-        focal, dice = (torch.stack(values).sum() for values in zip(*sums, strict=True))
+        focal, dice = _mask_losses(matched, targets, [segment for _, segment in pairs])
         return {
             "loss_ce": self.class_weight * class_loss,
             "loss_mask": focal * (self.mask_weight / normalizers.num_masks),
@@ -156,6 +154,32 @@ class SetCriterion(nn.Module):
         logits = full_precision(class_logits).transpose(1, 2)  # (B, K+1, Q), as cross_entropy wants it
         total = F.cross_entropy(logits, classes, self.empty_weight.to(logits.dtype), reduction="sum")
         return total / normalizers.class_weights
+
+
+def _mask_losses(
+    logits: Tensor, targets: Sequence[Target], segment_index: Sequence[Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Return `mask_losses` summed over the images.
+
+    Small masks of all images go through it together, since each call costs as much as many of them.
+
+    Args:
+        logits: (N, h, w), the matched queries' masks, image after image.
+        targets: one an image.
+        segment_index: for each image the segment of each of its matched queries.
+    """
+    pixels = sum(target.masks.numel() for target in targets)
+    if pixels <= SMALL_MASKS and all(target.valid is None for target in targets):
+        firsts = accumulate([len(target.masks) for target in targets], initial=0)
+        shifted = [index + first for index, first in zip(segment_index, firsts, strict=False)]
+        return mask_losses(logits, torch.cat([target.masks for target in targets]), torch.cat(shifted))
+    image_logits = logits.split([len(index) for index in segment_index])
+    sums = [
+        mask_losses(some, target.masks, index, target.valid)
+        for some, target, index in zip(image_logits, targets, segment_index, strict=True)
+    ]
+    focal, dice = (torch.stack(values).sum() for values in zip(*sums, strict=True))
+    return focal, dice
 
 
 def _nonzero(weights: Tensor) -> Tensor:
