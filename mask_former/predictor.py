@@ -22,7 +22,7 @@ from mask_former.checkpoint import Checkpointer, read_checkpoint
 from mask_former.checkpoint.weights import resolve
 from mask_former.config import load_config
 from mask_former.fast import prepare_for_inference
-from mask_former.prediction.building import build_model, described_config
+from mask_former.prediction.building import build_model, config_of_checkpoint
 from mask_former.prediction.classes import ClassTable, classes_of_dataset, described_classes
 from mask_former.prediction.forming import form_result, kept_labels, strongest_queries
 from mask_former.prediction.inputs import ErrorHandler, Picture, PictureError, Source, load_all
@@ -124,7 +124,7 @@ class Predictor:
         """
         file = resolve(weights)
         metadata = read_checkpoint(file).get("metadata") or {}
-        cfg = described_config(metadata, file)
+        cfg = config_of_checkpoint(metadata, file)
         cfg.merge_from_list(list(opts))
         classes = described_classes(metadata, cfg)
         licence = str(metadata.get("license") or "")

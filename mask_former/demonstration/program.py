@@ -9,13 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-from detectron2.config import CfgNode
 from tqdm import tqdm
 
 from mask_former import model_zoo
-from mask_former.checkpoint import read_checkpoint
-from mask_former.checkpoint.weights import resolve
 from mask_former.config import load_config
 from mask_former.demonstration.parallel import stream_in_processes
 from mask_former.demonstration.sinks import Sink, picture_sink
@@ -68,20 +64,7 @@ class PredictorRecipe:
             cfg = model_zoo.get_config(self.weights)
             cfg.merge_from_list(list(self.opts))
             return Predictor.from_config(cfg, model_zoo.weights_file(self.weights), **options)
-        if not self.opts:
-            return Predictor.from_checkpoint(self.weights, **options)
-        return Predictor.from_config(self._described_config(), self.weights, **options)
-
-    def _described_config(self) -> CfgNode:
-        """The configuration in the checkpoint, with the overrides."""
-        assert self.weights is not None
-        metadata = read_checkpoint(resolve(self.weights)).get("metadata") or {}
-        if "config" not in metadata:
-            raise ValueError(f"{self.weights} does not describe its model: give --config-file, too.")
-        cfg = load_config()
-        cfg.merge_from_other_cfg(CfgNode(yaml.safe_load(metadata["config"])))
-        cfg.merge_from_list(list(self.opts))
-        return cfg
+        return Predictor.from_checkpoint(self.weights, opts=self.opts, **options)
 
 
 def _is_zoo_name(weights: str) -> bool:

@@ -4,18 +4,19 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
 from detectron2.config import CfgNode
 from detectron2.modeling import META_ARCH_REGISTRY
 from torch import nn
 
+from mask_former.checkpoint import described_config
 from mask_former.config import available_device, load_config
 from mask_former.prediction.rules import has_queries
 
 
-def described_config(metadata: Mapping[str, Any], file: str | Path) -> CfgNode:
+def config_of_checkpoint(metadata: Mapping[str, Any], file: str | Path) -> CfgNode:
     """Return the configuration that a checkpoint describes; `file` is named in errors."""
-    if "config" not in metadata:
+    described = described_config(metadata)
+    if described is None:
         raise ValueError(
             f"{file} holds weights only and does not describe its model: give the configuration, too "
             "(Predictor.from_config, --config-file); for published weights, the name in the zoo "
@@ -23,8 +24,8 @@ def described_config(metadata: Mapping[str, Any], file: str | Path) -> CfgNode:
         )
     cfg = load_config()
     try:
-        cfg.merge_from_other_cfg(CfgNode(yaml.safe_load(metadata["config"])))
-    except (yaml.YAMLError, KeyError, ValueError, AttributeError) as error:
+        cfg.merge_from_other_cfg(described)
+    except (KeyError, ValueError, AttributeError) as error:
         raise ValueError(
             f"{file} describes its model with a configuration that does not fit this version ({error}); "
             "give a configuration of this version (Predictor.from_config, --config-file)."
