@@ -317,7 +317,12 @@ def test_ctrl_c_leaves_a_video_that_plays(made, tmp_path):
             video.write(frame)
     command = [sys.executable, str(DEMO), "--weights", str(made / "model.pth"), "--video-input", "long.mp4"]
     process = subprocess.Popen(
-        [*command, "--output", "drawn.mp4"], cwd=tmp_path, stderr=subprocess.PIPE, text=True
+        [*command, "--output", "drawn.mp4"],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+        # Shells have what they start in the background ignore the signal, and that is inherited.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     seen = ""
     while not seen.endswith(" 1%") and (character := process.stderr.read(1)):

@@ -128,6 +128,17 @@ def test_resuming_what_is_complete_says_so_and_changes_nothing(tmp_path, log_lin
     assert (tmp_path / "output" / "model_final.pth").stat().st_mtime_ns == before
 
 
+def test_a_run_killed_between_its_last_two_checkpoints_gets_its_final_one(tmp_path):
+    opts = ("SOLVER.MAX_ITER", "2", "SOLVER.CHECKPOINT_PERIOD", "2", "DATASETS.TEST", "()")
+    train(tmp_path, False, opts)
+    (tmp_path / "output" / "last_checkpoint").write_text("model_0000001.pth")
+    (tmp_path / "output" / "model_final.pth").unlink()
+    train(tmp_path, True, opts)
+    assert_same_weights(weights(tmp_path), weights(tmp_path, "model_0000001.pth"))
+    final = torch.load(tmp_path / "output" / "model_final.pth", weights_only=True)
+    assert final["trainer"]["iteration"] == 1
+
+
 def test_resuming_where_nothing_is_says_so_and_trains(tmp_path, log_lines):
     train(tmp_path, True, ("SOLVER.MAX_ITER", "1", "DATASETS.TEST", "()"))
     assert any("Nothing to resume" in line for line in log_lines)

@@ -77,6 +77,8 @@ class Trainer(DefaultTrainer):
                 self.start_iter,
                 self.max_iter,
             )
+            if not (Path(self.cfg.OUTPUT_DIR) / "model_final.pth").exists():
+                self._save_final()  # killed between the last two checkpoints
             return None
         check_ground_truth(self.cfg, self.cfg.DATASETS.TEST)
         super().train()
@@ -101,18 +103,17 @@ class Trainer(DefaultTrainer):
         self._last_eval_results = self.test(self.cfg, self.model)
         self.checkpointer.metadata["metrics"] = flat_metrics(self._last_eval_results or {})
         if self.iter == self.max_iter:
-            self._save_scores()
+            self.iter -= 1  # what a resumed run reads: the last iteration that is done
+            self._save_final()  # once more: its evaluation came after it
+            self.iter += 1
         cfg, count = self.cfg, self.cfg.TEST.SAMPLE_PICTURES
         if comm.is_main_process() and cfg.DATASETS.TEST and count:
             picture = Path(cfg.OUTPUT_DIR) / "samples" / f"iter_{self.iter:07d}.png"
             draw_samples(self.model, cfg, cfg.DATASETS.TEST[0], count, picture)
         return self._last_eval_results
 
-    def _save_scores(self) -> None:
-        """Write the last checkpoint once more: its evaluation came after it."""
-        self.iter -= 1  # what a resumed run reads: the last iteration that is done
+    def _save_final(self) -> None:
         self.checkpointer.save("model_final", iteration=self.iter)
-        self.iter += 1
 
     def build_writers(self) -> list[EventWriter]:
         """Return the progress line, metrics.json and TensorBoard's files."""
