@@ -53,7 +53,7 @@ ALLOWED = {
     "engine": {"engine", "config", "checkpoint", "data", "evaluation", "samples", "solver", "tta"},
     "demonstration": {
         *("demonstration", "prediction", "predictor", "model_zoo", "config", "checkpoint"),
-        *("engine", "samples", "data.shapes_catalog"),
+        *("engine", "samples", "data.root"),
     },
     "benchmark": {
         *("benchmark", "config", "model_zoo", "prediction.building", "conversion", "fast", "inference"),

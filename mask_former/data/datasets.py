@@ -19,6 +19,7 @@ from detectron2.data.datasets.cityscapes_panoptic import load_cityscapes_panopti
 
 from .class_tables import load_classes, panoptic_metadata
 from .panoptic_labels import Sample, load_panoptic
+from .root import datasets_root
 
 
 class Source(NamedTuple):
@@ -44,18 +45,13 @@ class Source(NamedTuple):
     optional: tuple[str, ...] = ()
 
 
-def dataset_root() -> str:
-    """Return the folder that holds all data sets: $DETECTRON2_DATASETS, `~` allowed, or "datasets"."""
-    return os.path.expanduser(os.environ.get("DETECTRON2_DATASETS") or "datasets")
-
-
 def register_all(root: str | Path | None = None) -> None:
-    """Register every published split under `root` (default: `dataset_root()`), over what is registered.
+    """Register every published split under `root` (default: `datasets_root()`), over what is registered.
 
     Splits that Detectron2 registers itself are taken over, metadata objects included: its own loaders
     neither expand `~` nor say what to do when files are missing. Calling it again moves all to another root.
     """
-    root = dataset_root() if root is None else os.path.expanduser(root)
+    root = str(datasets_root()) if root is None else os.path.expanduser(root)
     for source in SOURCES:
         for split, folder in source.splits.items():
             name = source.name.format(split=split)

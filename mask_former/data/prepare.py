@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from .datasets import dataset_root
+from .root import datasets_root
 
 
 class Job(NamedTuple):
@@ -31,7 +31,7 @@ def argument_parser(description: str) -> argparse.ArgumentParser:
     parser.add_argument(
         "--root",
         type=lambda text: Path(text).expanduser(),
-        default=Path(dataset_root()),
+        default=datasets_root(),
         help="folder that holds all data sets; set $DETECTRON2_DATASETS to have another default",
     )
     parser.add_argument(

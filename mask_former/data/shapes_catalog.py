@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 import secrets
 import shutil
 import time
@@ -14,6 +13,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_coco_json
 from iopath.common.file_io import file_lock
 
+from mask_former.data.root import datasets_root
 from mask_former.data.shapes_drawing import class_table, thing_count
 from mask_former.data.shapes_files import MARKER, VOID_LABEL, ShapesSpec, write_set
 
@@ -22,11 +22,6 @@ logger = logging.getLogger(__name__)
 VERSION = 1  # of the pictures and files; raised when they change, so that older sets are written anew
 NAME = "shapes"
 Record = dict[str, Any]
-
-
-def datasets_root() -> Path:
-    """Return $DETECTRON2_DATASETS with `~` expanded, or `datasets`."""
-    return Path(os.environ.get("DETECTRON2_DATASETS", "datasets")).expanduser()
 
 
 def ensure_set(root: Path, spec: ShapesSpec | None = None) -> Path:
