@@ -20,7 +20,8 @@ from torch import Tensor
 
 from mask_former.arithmetic import index_of_highest, product
 from mask_former.label_maps import pruned_labels
-from mask_former.strips import Sizes, mask_prob_strips, mask_probs_at, strip_numbers, strips_of
+from mask_former.resizing import Sizes
+from mask_former.strips import mask_prob_strips, mask_probs_at, strip_numbers, strips_of
 from mask_former.threads import side_by_side
 
 

@@ -1,37 +1,51 @@
 """Label maps of semantic results in less work than all classes at all pixels, with the same labels.
 
-The output is cut into tiles. In a tile each mask's probability is known to lie between two bounds, and so
-does the difference between the scores of two classes:
+Resizing takes weighted means of cells of the mask grid, the same ones for every mask. Two bounds follow on
+what a mask's probability can be at a pixel: it lies between the lowest and the highest of its cells, and it
+is close to the weighted mean of the probabilities of its cells, the closer the less its logits differ.
+Scores are sums over the masks. So, coarse to fine:
 
-1. The class with the highest score in the middle of the bounds is the tile's favourite. Only classes that can
-   reach it somewhere in the tile are its rivals. Without a rival, the tile is labelled, and no mask resized.
-2. The other pixels are scored strip by strip, for the favourites and rivals of the strip alone, and without
-   the queries that say nearly the same of all of these classes, such as those that say "no object".
-3. What those queries could change between two classes is bounded. Where the best class does not lead by more,
-   the pixel is scored again with all queries.
+1. Blocks of cells: the class with the highest score in the middle of the bounds is the favourite. Only
+   classes that can reach it somewhere in the block are its rivals. Without any, the block is labelled.
+2. Windows, the few cells that a pixel is made of: scores are computed at the cells, for the classes that are
+   left. A favourite that leads in all cells by more than means may be off is the label of all pixels.
+3. Other pixels: the scores of the cells are resized. Where the best does not lead by more than they may be
+   off, those masks are resized themselves that cause nearly all of the doubt; where it still does not, all.
 
 Bounds are widened by `ROUNDING`, so two classes can change places only where rounding decides anyway.
 """
 
+import functools
+import itertools
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from mask_former.arithmetic import index_of_first, index_of_highest, product
-from mask_former.strips import Sizes, Tiles, mask_probs_at, mask_tiles, strip_numbers
+from mask_former.resizing import Size, Sizes, Windows, values_at, windows
+from mask_former.strips import mask_probs_at, strip_numbers
 from mask_former.threads import side_by_side
 
-# Of the highest score that is possible at a place: an upper bound on what float32 loses in a sum of some
-# hundred products.
+# Side of a block in cells.
+BLOCK = 12
+
+# Blocks with more competitors are worth an effort to have less.
+MANY_CLASSES = 48
+
+# So many queries say what score the best class of a pixel has at least.
+STRONG_QUERIES = 12
+
+# Of a score: an upper bound on what float32 loses in a sum of some hundred products.
 ROUNDING = 1e-5
 
-# Queries are left out of a strip while together they can move a difference of scores by no more than this
-# share of the lead that the favourite of its typical tile has. More would leave more pixels to score again.
-SHARE_OF_LEAD = 0.02
+# A function of values that lie in a range r, at their mean, differs from its mean by at most r^2 / 8 times
+# its highest second derivative, which for the sigmoid is 1 / (6 sqrt 3).
+BENDING = 1 / (8 * 6 * 3**0.5)
 
-# Pieces that a large picture is cut into at least, for threads to share.
-BANDS = 16
+# Masks that together cause no more than this share of the doubt are not resized with the others.
+SHARE_OF_DOUBT = 0.01
 
 
 class _Picture(NamedTuple):
@@ -41,40 +55,73 @@ class _Picture(NamedTuple):
     mask_logits: Tensor
     sizes: Sizes
     resize_logits: bool
+    rows: Windows
+    columns: Windows
 
-    def mask_probs(self, rows: range, queries: Tensor | None, columns: Tensor | None) -> Tensor:
-        """Return the mask probabilities (N, rows, n) of some queries and columns, or of all."""
-        return mask_probs_at(
-            self.mask_logits, self.sizes, rows, self.resize_logits, queries=queries, columns=columns
-        )
+    @property
+    def grid(self) -> Size:
+        """The size of the mask grid."""
+        height, width = self.mask_logits.shape[1:]
+        return height, width
 
 
-class _Bounds(NamedTuple):
-    """Bounds on the probability (Q, tile rows, tile columns) that each mask has anywhere in a tile."""
+class _Blocks(NamedTuple):
+    """The picture cut into r x c blocks.
 
-    low: Tensor
+    rows: of the output, in each row of blocks.
+    columns: of the output, in each column of blocks.
+    high: (Q, r, c), what the mask probabilities are at most.
+    competes: (K, r, c) bool, the favourite of each block and its rivals; never none.
+    most: (K, r, c), what the scores are at most.
+    """
+
+    rows: list[range]
+    columns: list[range]
     high: Tensor
+    competes: Tensor
+    most: Tensor
 
-    def rows(self, rows: slice) -> "_Bounds":
-        """Return those of some rows of tiles."""
-        return _Bounds(self.low[:, rows], self.high[:, rows])
+
+class _Part(NamedTuple):
+    """A part of the picture on the mask grid, with the classes that are left there.
+
+    corner: row and column of its first cell.
+    class_probs: (k, Q).
+    logits: (Q, a, b).
+    mask_probs: (Q, a, b).
+    gap: (Q, A, B), in each window, by how much a mask may be off from the weighted mean of its probabilities.
+    """
+
+    corner: tuple[int, int]
+    class_probs: Tensor
+    logits: Tensor
+    mask_probs: Tensor
+    gap: Tensor
 
 
 class _Contest(NamedTuple):
-    """Which classes compete in each tile.
+    """Who competes in each window.
 
-    competes: (K, tile rows, tile columns) bool, the favourite and its rivals; never none.
-    leads: (tile rows, tile columns), by how much the favourite leads in the middle of the bounds.
-    rounding: (tile rows, tile columns), what differences of scores may be off by.
+    favourite: (A, B) int64, of 0..k-1.
+    competes: (k, A, B) bool, the favourite and the classes that may be better somewhere in the window.
+    rounding: (A, B), what differences of scores may be off by.
     """
 
+    favourite: Tensor
     competes: Tensor
-    leads: Tensor
     rounding: Tensor
 
-    def rows(self, rows: slice) -> "_Contest":
-        """Return that of some rows of tiles."""
-        return _Contest(self.competes[:, rows], self.leads[rows], self.rounding[rows])
+
+class _Pixels(NamedTuple):
+    """Row, column and number of the window of some pixels, (n,) int64 each."""
+
+    rows: Tensor
+    columns: Tensor
+    window: Tensor
+
+    def some(self, chosen: Tensor) -> "_Pixels":
+        """Return the chosen ones, given by their numbers (m,) int64."""
+        return _Pixels(*(values.index_select(0, chosen) for values in self))
 
 
 @torch.no_grad()
@@ -89,144 +136,236 @@ def pruned_labels(
         sizes: see `Sizes`.
         resize_logits: bring mask logits (True) or scores (False) to the output size.
     """
-    picture = _Picture(class_probs, mask_logits, sizes, resize_logits)
-    tiles = mask_tiles(picture.mask_logits, sizes)
-    bounds = _Bounds(tiles.low.sigmoid(), tiles.high.sigmoid())
+    rows, columns = (windows(sizes, axis, mask_logits.shape[1 + axis]) for axis in (0, 1))
+    picture = _Picture(class_probs, mask_logits, sizes, resize_logits, rows, columns)
+    blocks = _blocks(picture)
     labels = torch.empty(sizes.output, dtype=torch.int64, device=class_probs.device)
-    tile_rows, tile_columns = tiles.low.shape[1:]
-    # Rows of tiles judged together, and scored together: with as many numbers as a strip has.
-    numbers = strip_numbers(class_probs.device)
-    strip = max(1, numbers // (len(class_probs) * tiles.height * labels.shape[1]))
-    band = max(1, numbers // (class_probs.shape[1] * tile_columns))
-    band = min(band, max(strip, -(-tile_rows // BANDS)))
 
-    def label(first: int) -> None:
-        last = min(first + band, tile_rows)
-        contest = _contest(class_probs, bounds.rows(slice(first, last)))
-        for top in range(first, last, strip):
-            bottom = min(top + strip, last)
-            rows = range(top * tiles.height, min(bottom * tiles.height, len(labels)))
-            labels[rows.start : rows.stop] = _strip_labels(
-                picture,
-                rows,
-                tiles,
-                contest.rows(slice(top - first, bottom - first)),
-                bounds.rows(slice(top, bottom)),
-            )
+    def label(number: int) -> None:
+        rows = blocks.rows[number]
+        stripe = labels[rows.start : rows.stop]
+        competes = _competitors(picture, blocks, number)
+        for favourite, columns in zip(index_of_first(competes).tolist(), blocks.columns, strict=True):
+            stripe[:, columns.start : columns.stop] = favourite
+        for first, last in _parts(competes.sum(0).tolist()):
+            classes = competes[:, first : last + 1].any(1).nonzero().squeeze(1)
+            columns = range(blocks.columns[first].start, blocks.columns[last].stop)
+            stripe[:, columns.start : columns.stop] = _part_labels(picture, rows, columns, classes)
 
-    side_by_side(label, range(0, tile_rows, band), class_probs.device)
+    side_by_side(label, range(len(blocks.rows)), class_probs.device)
     return labels
 
 
-def _contest(class_probs: Tensor, bounds: _Bounds) -> _Contest:
-    """Find the favourite of each tile and its rivals."""
-    shape = bounds.low.shape[1:]
-    low, high = bounds.low.flatten(1), bounds.high.flatten(1)
+def _blocks(picture: _Picture) -> _Blocks:
+    """Cut the picture into blocks and compare the classes in each."""
+    class_probs = picture.class_probs
+    rows, columns = (_block_spans(picture, axis) for axis in (0, 1))
+    low, high = _extremes(
+        picture.mask_logits,
+        [picture.rows.cells(some) for some in rows],
+        [picture.columns.cells(some) for some in columns],
+    )
+    low, high = low.flatten(1).sigmoid(), high.flatten(1).sigmoid()
     half = (high - low) / 2
     scores = product(class_probs.t(), low + half)
     best, favourite = scores.max(0)
     rounding = ROUNDING * product(class_probs.amax(1)[None], high)[0]
     competes = torch.empty_like(scores, dtype=torch.bool)
-    leads = torch.empty_like(best)
     for chosen in favourite.unique().tolist():
-        tiles = (favourite == chosen).nonzero().squeeze(1)
-        # How far behind a class is in the middle, and what it can make good somewhere in the tile.
-        behind = best[tiles] - scores.index_select(1, tiles)
+        blocks = (favourite == chosen).nonzero().squeeze(1)
+        # How far behind a class is in the middle, and what it can make good somewhere in the block.
+        behind = best[blocks] - scores.index_select(1, blocks)
         difference = (class_probs - class_probs[:, chosen : chosen + 1]).abs_()
-        reach = product(difference.t(), half.index_select(1, tiles)).add_(rounding[tiles])
-        behind[chosen] = torch.inf
-        leads[tiles] = behind.amin(0)
+        reach = product(difference.t(), half.index_select(1, blocks)).add_(rounding[blocks])
         behind[chosen] = -1
         # Said so that what is not a number competes.
-        competes.index_copy_(1, tiles, (reach < behind).logical_not_())
-    return _Contest(competes.unflatten(1, shape), leads.view(shape), rounding.view(shape))
-
-
-def _strip_labels(picture: _Picture, rows: range, tiles: Tiles, contest: _Contest, bounds: _Bounds) -> Tensor:
-    """Return the labels (rows, W) of some rows of tiles."""
-    width = picture.sizes.output[1]
-    labels = index_of_first(contest.competes)
-    labels = labels.repeat_interleave(tiles.width, 1).repeat_interleave(tiles.height, 0)
-    labels = labels[: len(rows), :width]
-    # Columns of tiles are scored as a whole where one of their tiles has rivals.
-    is_open = (contest.competes.sum(0) > 1).any(0)
-    columns = is_open.repeat_interleave(tiles.width)[:width].nonzero().squeeze(1)
-    if len(columns) == 0:
-        return labels
-    competing = contest.competes[..., is_open].flatten(1).any(1).nonzero().squeeze(1)
-    open_picture = picture._replace(class_probs=picture.class_probs[:, competing])
-    open_bounds = _Bounds(bounds.low[..., is_open].amin((1, 2)), bounds.high[..., is_open].amax((1, 2)))
-    # Choosing columns one by one pays where they are few.
-    is_few = 2 * len(columns) < width
-    found = _scored_labels(
-        open_picture,
-        rows,
-        columns if is_few else None,
-        open_bounds,
-        tolerance=SHARE_OF_LEAD * contest.leads[:, is_open].median(),
-        rounding=contest.rounding[:, is_open].amax(),
+        competes.index_copy_(1, blocks, (reach < behind).logical_not_())
+    shape = (len(rows), len(columns))
+    most = scores.add_(product(class_probs.t(), half)).mul_(1 + ROUNDING)
+    return _Blocks(
+        rows, columns, high.unflatten(1, shape), competes.unflatten(1, shape), most.unflatten(1, shape)
     )
-    labels[:, columns] = competing[found if is_few else found[:, columns]]
+
+
+def _block_spans(picture: _Picture, axis: int) -> list[range]:
+    """Return the rows (or columns) of the output that the blocks along an axis have."""
+    padded, image, output = (size[axis] for size in picture.sizes)
+    edge = max(1, round(BLOCK * padded / picture.grid[axis] * output / image))
+    return [range(start, min(start + edge, output)) for start in range(0, output, edge)]
+
+
+def _parts(competitors: list[int]) -> Iterator[tuple[int, int]]:
+    """Yield the first and the last of blocks to be treated together, given how many classes compete in each.
+
+    Blocks with very many are kept apart, and settled blocks left out where they are not between others.
+    """
+    for _, run in itertools.groupby(range(len(competitors)), lambda block: competitors[block] > MANY_CLASSES):
+        open_blocks = [block for block in run if competitors[block] > 1]
+        if open_blocks:
+            yield open_blocks[0], open_blocks[-1]
+
+
+def _competitors(picture: _Picture, blocks: _Blocks, number: int) -> Tensor:
+    """Return which classes (K, block columns) may be best somewhere in each block of a row of them."""
+    competes = blocks.competes[:, number]
+    if int(competes.sum(0).amax()) <= MANY_CLASSES:
+        return competes
+    # The best class of a pixel has at least the score that one query alone gives to its favourite class.
+    weights = picture.class_probs.amax(1)
+    reach = weights * blocks.high[:, number].amax(1)
+    strong = reach.topk(min(STRONG_QUERIES, len(reach))).indices
+    rows, logits = blocks.rows[number], picture.mask_logits.index_select(0, strong)
+    floor = mask_probs_at(logits, picture.sizes, rows, picture.resize_logits)
+    floor = floor.mul_(weights[strong, None, None]).amax(0).amin(0)
+    floor = torch.stack([floor[columns.start : columns.stop].amin() for columns in blocks.columns])
+    return competes & (blocks.most[:, number] < floor).logical_not_()
+
+
+def _extremes(maps: Tensor, rows: list[range], columns: list[range]) -> tuple[Tensor, Tensor]:
+    """Return the lowest and the highest value (N, rows, columns) of (N, h, w) maps in each span of cells."""
+    stripes = [maps[:, span.start : span.stop].float() for span in rows]
+    low = torch.stack([stripe.amin(1) for stripe in stripes], 1)
+    high = torch.stack([stripe.amax(1) for stripe in stripes], 1)
+    return (
+        torch.stack([low[..., span.start : span.stop].amin(2) for span in columns], 2),
+        torch.stack([high[..., span.start : span.stop].amax(2) for span in columns], 2),
+    )
+
+
+def _part_labels(picture: _Picture, rows: range, columns: range, classes: Tensor) -> Tensor:
+    """Return the labels (rows, columns) of a part of the picture, given the classes that are left there."""
+    part = _part(picture, rows, columns, classes)
+    contest = _contest(part, (picture.rows.length, picture.columns.length))
+    window_rows = picture.rows.first[rows.start : rows.stop] - part.corner[0]
+    window_columns = picture.columns.first[columns.start : columns.stop] - part.corner[1]
+    labels = classes[contest.favourite].index_select(0, window_rows).index_select(1, window_columns)
+    is_open = contest.competes.sum(0) > 1
+    row, column = is_open.index_select(0, window_rows).index_select(1, window_columns).nonzero().unbind(1)
+    if len(row) == 0:
+        return labels
+    window = window_rows.index_select(0, row) * is_open.shape[1] + window_columns.index_select(0, column)
+    left = (contest.competes & is_open).flatten(1).any(1).nonzero().squeeze(1)
+    pixels = _Pixels(row + rows.start, column + columns.start, window)
+    found = _pixel_labels(picture, part, left, contest.rounding, pixels)
+    labels.view(-1).index_copy_(0, row * len(columns) + column, classes[left[found]])
     return labels
 
 
-def _scored_labels(
-    picture: _Picture,
-    rows: range,
-    columns: Tensor | None,
-    bounds: _Bounds,
-    *,
-    tolerance: Tensor,
-    rounding: Tensor,
-) -> Tensor:
-    """Return the best class (rows, n) of those that the picture is reduced to, at some columns or all.
+def _part(picture: _Picture, rows: range, columns: range, classes: Tensor) -> _Part:
+    cell_rows, cell_columns = picture.rows.cells(rows), picture.columns.cells(columns)
+    logits = picture.mask_logits[:, cell_rows.start : cell_rows.stop, cell_columns.start : cell_columns.stop]
+    logits = logits.float().contiguous()
+    size = (picture.rows.length, picture.columns.length)
+    low, high = _in_windows(logits, size, torch.minimum), _in_windows(logits, size, torch.maximum)
+    gap = torch.minimum((high - low).square_().mul_(BENDING), high.sigmoid_() - low.sigmoid_())
+    class_probs = picture.class_probs[:, classes].t().contiguous()
+    return _Part((cell_rows.start, cell_columns.start), class_probs, logits, logits.sigmoid(), gap)
+
+
+def _contest(part: _Part, size: Size) -> _Contest:
+    """Compare the classes in all windows of so many cells."""
+    scores, slack = _weighted_sums(part.class_probs, part.mask_probs), _slack(part.class_probs, part.gap)
+    favourite = index_of_highest(_in_windows(scores, size, torch.minimum))[None]
+    behind, best = torch.full_like(slack, -torch.inf), torch.zeros_like(slack[:1])
+    for at_cell in _shifted(scores, size):
+        favourite_score = at_cell.gather(0, favourite)
+        torch.maximum(behind, at_cell - favourite_score, out=behind)
+        torch.maximum(best, favourite_score, out=best)
+    rounding = best.mul_(2 * ROUNDING)
+    # Said so that what is not a number competes; the favourite does, for it is behind by nothing.
+    competes = (behind + slack < -(slack.gather(0, favourite) + rounding)).logical_not_()
+    return _Contest(favourite[0], competes, rounding[0])
+
+
+def _weighted_sums(weights: Tensor, maps: Tensor) -> Tensor:
+    """Return the sums (k, a, b) of maps (Q, a, b) weighted by (k, Q)."""
+    return product(weights, maps.flatten(1)).unflatten(1, maps.shape[1:])
+
+
+def _slack(class_probs: Tensor, gap: Tensor) -> Tensor:
+    """Return (k, A, B), so that the difference of two scores is off by no more than the sum of theirs."""
+    # What all classes have in common does not change their differences.
+    return _weighted_sums(class_probs - class_probs.amin(0), gap)
+
+
+def _shifted(maps: Tensor, size: Size) -> Iterator[Tensor]:
+    """Yield, for each cell of a window of some size, what (N, a, b) maps are at that cell of all windows."""
+    height, width = (length - side + 1 for length, side in zip(maps.shape[1:], size, strict=True))
+    for top, left in itertools.product(*map(range, size)):
+        yield maps[:, top : top + height, left : left + width]
+
+
+def _in_windows(maps: Tensor, size: Size, extreme: Callable[..., Tensor]) -> Tensor:
+    """Return the extreme of (N, a, b) maps in each window (N, A, B) of some size."""
+    # One axis after the other, which is fewer steps.
+    for side in ((size[0], 1), (1, size[1])):
+        maps = functools.reduce(extreme, _shifted(maps, side))
+    return maps
+
+
+def _pixel_labels(picture: _Picture, part: _Part, left: Tensor, rounding: Tensor, pixels: _Pixels) -> Tensor:
+    """Return the labels (n,) of pixels, as indices of `left`.
 
     Args:
-        picture: with the probabilities of classes that may be best.
-        rows: of the output.
-        columns: (n,) int64, or None for all.
-        bounds: (Q,) each, which hold at all of these pixels.
-        tolerance: queries are left out while all together move differences of scores by no more.
-        rounding: what differences of scores may be off by.
+        picture: see `pruned_labels`.
+        part: that of the pixels.
+        left: (l,) int64, the classes of the part that compete somewhere.
+        rounding: (A, B), see `_Contest`.
+        pixels: n of them.
     """
-    half = (bounds.high - bounds.low) / 2
-    spread = picture.class_probs.amax(1) - picture.class_probs.amin(1)
-    # How far a query can move the difference of two classes from where its middle puts it.
-    influence, order = (spread * half).sort()
-    few = int((influence.cumsum(0) <= tolerance).sum())
-    left_out, kept = order[:few], order[few:].sort().values
-    if few == 0:
-        masks = picture.mask_probs(rows, None, columns)
-        return _best(picture.class_probs, masks)
-    offset = product(picture.class_probs[left_out].t(), (bounds.low + half)[left_out, None])
-    doubt = influence[:few].sum() + rounding
-    masks = picture.mask_probs(rows, kept, columns)
-    labels, is_sure = _best_and_sure(picture.class_probs[kept], masks, offset, doubt)
-    unsure = is_sure.logical_not_().any(0).nonzero().squeeze(1)
-    if len(unsure):
-        masks = picture.mask_probs(rows, None, unsure if columns is None else columns[unsure])
-        labels[:, unsure] = _best(picture.class_probs, masks)
+    class_probs = part.class_probs.index_select(0, left)
+    rounding = rounding.flatten()
+    labels = torch.empty_like(pixels.rows)
+    unsure = torch.arange(len(labels), device=labels.device)
+    for resized in _queries_to_resize(class_probs, part.gap):
+        of_others = class_probs * resized.logical_not()
+        means = _weighted_sums(of_others, part.mask_probs)
+        slack = _slack(of_others, part.gap).flatten(1)
+        # As many numbers as a strip has.
+        chunks = unsure.split(max(1, strip_numbers(labels.device) // max(len(left), int(resized.sum()))))
+        still_unsure = []
+        for chunk in chunks:
+            there = pixels.some(chunk)
+            scores = _values_at(means, picture, part, there)
+            if resized.any():
+                mask_probs = _mask_probs(picture, part, resized, there)
+                scores += product(class_probs[:, resized], mask_probs)
+            doubt = slack.index_select(1, there.window)
+            favourite = index_of_highest(scores)[None]
+            needed = (scores - doubt).gather(0, favourite) - rounding.index_select(0, there.window)
+            labels.index_copy_(0, chunk, favourite[0])
+            # Said so that what is not a number is close.
+            is_close = (scores + doubt < needed).logical_not_()
+            still_unsure.append(chunk[is_close.sum(0) > 1])
+        unsure = torch.cat(still_unsure)
+        if len(unsure) == 0:
+            break
     return labels
 
 
-def _best(class_probs: Tensor, masks: Tensor) -> Tensor:
-    """Return the class (rows, n) of the highest score, from (Q, K) and (Q, rows, n)."""
-    chunk = max(1, strip_numbers(masks.device) // class_probs.shape[1])
-    weights = class_probs.t().contiguous()
-    best = [index_of_highest(product(weights, some)) for some in masks.flatten(1).split(chunk, dim=1)]
-    return torch.cat(best).view(masks.shape[1:])
+def _queries_to_resize(class_probs: Tensor, gap: Tensor) -> Iterator[Tensor]:
+    """Yield which queries (Q,) bool to resize: none, then those that cause most of the doubt, then all."""
+    none = torch.zeros(len(gap), dtype=torch.bool, device=gap.device)
+    yield none
+    doubt, order = ((class_probs.amax(0) - class_probs.amin(0)) * gap.mean((1, 2))).sort()
+    few = int((doubt.cumsum(0) <= SHARE_OF_DOUBT * doubt.sum()).sum())
+    yield none.index_fill(0, order[few:], True)
+    yield ~none
 
 
-def _best_and_sure(
-    class_probs: Tensor, masks: Tensor, offset: Tensor, doubt: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Return the best class, with `offset` (K, 1) added to the scores, and whether it leads by `doubt`."""
-    chunk = max(1, strip_numbers(masks.device) // class_probs.shape[1])
-    weights = class_probs.t().contiguous()
-    best, sure = [], []
-    for some in masks.flatten(1).split(chunk, dim=1):
-        scores = product(weights, some).add_(offset)
-        is_close = scores >= scores.amax(0) - doubt
-        best.append(index_of_first(is_close))
-        sure.append(is_close.sum(0) == 1)
-    return torch.cat(best).view(masks.shape[1:]), torch.cat(sure).view(masks.shape[1:])
+def _mask_probs(picture: _Picture, part: _Part, queries: Tensor, pixels: _Pixels) -> Tensor:
+    """Return the mask probabilities (N, n) of some queries, (Q,) bool, at some pixels."""
+    if picture.resize_logits:
+        return _values_at(part.logits[queries], picture, part, pixels).sigmoid_()
+    return _values_at(part.logits[queries], picture, part, pixels, torch.sigmoid)
+
+
+def _values_at(
+    maps: Tensor,
+    picture: _Picture,
+    part: _Part,
+    pixels: _Pixels,
+    on_image: Callable[[Tensor], Tensor] | None = None,
+) -> Tensor:
+    """Return `values_at` some pixels of maps (N, a, b) of a part."""
+    return values_at(maps, part.corner, picture.grid, picture.sizes, (pixels.rows, pixels.columns), on_image)

@@ -28,7 +28,7 @@ from mask_former.prediction.forming import form_result, kept_labels, strongest_q
 from mask_former.prediction.inputs import ErrorHandler, Picture, PictureError, Source, load_all
 from mask_former.prediction.results import Result
 from mask_former.prediction.rules import has_queries, make_rules
-from mask_former.strips import Sizes
+from mask_former.resizing import Sizes
 
 logger = logging.getLogger(__name__)
 

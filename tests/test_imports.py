@@ -17,9 +17,10 @@ ALLOWED = {
     # Logits to results; no modules.
     "threads": set(),
     "arithmetic": set(),
-    "strips": {"threads"},
-    "label_maps": {"arithmetic", "strips", "threads"},
-    "inference": {"arithmetic", "label_maps", "strips", "threads"},
+    "resizing": set(),
+    "strips": {"resizing"},
+    "label_maps": {"arithmetic", "resizing", "strips", "threads"},
+    "inference": {"arithmetic", "label_maps", "resizing", "strips", "threads"},
     # The model.
     "modeling.structures": set(),
     "modeling.losses": set(),
@@ -34,7 +35,7 @@ ALLOWED = {
     "modeling.per_pixel": {"modeling.pixel_decoder", "modeling.transformer_decoder", "modeling.head"},
     "modeling.mask_former": {
         *("modeling.criterion", "modeling.matcher", "modeling.structures", "modeling.targets"),
-        *("inference", "strips"),
+        *("inference", "resizing"),
     },
     "fast": {"modeling"},
     # Weight files.
@@ -43,11 +44,11 @@ ALLOWED = {
     "convert": {"conversion", "checkpoint", "config"},
     # Predictions for users.
     "prediction": {
-        *("prediction", "config", "checkpoint", "inference", "strips"),
+        *("prediction", "config", "checkpoint", "inference", "resizing"),
         *("data.class_tables", "data.pictures", "evaluation.labels"),
     },
     "model_zoo": {"config", "checkpoint", "prediction.building"},
-    "predictor": {"prediction", "model_zoo", "config", "checkpoint", "fast", "strips"},
+    "predictor": {"prediction", "model_zoo", "config", "checkpoint", "fast", "resizing"},
     "samples": {"prediction", "predictor", "evaluation"},
     # Programs.
     "engine": {"engine", "config", "checkpoint", "data", "evaluation", "samples", "solver", "tta"},
@@ -57,7 +58,7 @@ ALLOWED = {
     },
     "benchmark": {
         *("benchmark", "config", "model_zoo", "prediction.building", "conversion", "fast", "inference"),
-        *("strips", "modeling", "data", "evaluation", "solver", "threads"),
+        *("resizing", "modeling", "data", "evaluation", "solver", "threads"),
     },
 }
 BANNED = {"torchvision", "timm", "transformers"}

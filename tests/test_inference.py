@@ -7,7 +7,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from mask_former import strips
 from mask_former.inference import instances, panoptic, semantic_labels, semantic_scores
-from mask_former.strips import Sizes
+from mask_former.resizing import Sizes
 
 # (padded, image, output): nothing to do; crop only; shrink; grow; odd sizes, only one side changes.
 SIZES = [

@@ -7,7 +7,8 @@ from published_order import published_mask_logits, published_scores
 from mask_former import label_maps, strips
 from mask_former.inference import semantic_labels
 from mask_former.label_maps import pruned_labels
-from mask_former.strips import Sizes, mask_probs_at, mask_tiles
+from mask_former.resizing import Sizes, values_at, windows
+from mask_former.strips import mask_probs_at
 
 SIZES = [
     Sizes((8, 12), (8, 12), (8, 12)),
@@ -73,12 +74,37 @@ def test_labels_do_not_depend_on_how_many_numbers_a_strip_has(strip_numbers, mon
     assert torch.equal(semantic_labels(class_logits, masks, sizes), expected)
 
 
-@pytest.mark.parametrize("share", [0.0, 1.0, 1e9])
-def test_leaving_out_more_queries_changes_no_label(share, monkeypatch):
-    # With 1e9 all queries are left out, so that nearly every pixel has to be scored again.
-    monkeypatch.setattr(label_maps, "SHARE_OF_LEAD", share)
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_resizing_fewer_masks_at_first_changes_no_label(share, monkeypatch):
+    # With 1 all masks are left out at first, so that every pixel in doubt has to be scored with all of them.
+    monkeypatch.setattr(label_maps, "SHARE_OF_DOUBT", share)
     for seed in range(4):
         assert_same_labels(settled_logits(30, 40, seed), smooth_masks(30, (16, 24), seed), SIZES[1])
+
+
+@pytest.mark.parametrize("block", [1, 2, 5, 100])
+@pytest.mark.parametrize("many_classes", [0, 4, 1000])
+def test_labels_do_not_depend_on_how_the_picture_is_cut(block, many_classes, monkeypatch):
+    monkeypatch.setattr(label_maps, "BLOCK", block)
+    monkeypatch.setattr(label_maps, "MANY_CLASSES", many_classes)
+    for sizes in (SIZES[1], SIZES[2]):
+        masks = smooth_masks(21, (16, 24), 7)
+        for predictions in (settled_logits, random_logits):
+            assert_same_labels(predictions(21, 30, 7), masks, sizes)
+
+
+def test_sharp_borders_between_segments():
+    # Like a trained model's masks: each query has its own region, and nothing in between says much.
+    generator = torch.Generator().manual_seed(4)
+    centres = torch.rand(10, 2, generator=generator) * torch.tensor([32.0, 48.0])
+    row, column = torch.meshgrid(torch.arange(32) + 0.5, torch.arange(48) + 0.5, indexing="ij")
+    distance = (row - centres[:, 0, None, None]).hypot(column - centres[:, 1, None, None])
+    masks = torch.full((30, 32, 48), -6.0)
+    others = torch.stack([distance[torch.arange(10) != query].amin(0) for query in range(10)])
+    masks[::3] = (1.5 * (others - distance)).clamp(-10, 8)
+    for resize_logits in (False, True):
+        for sizes in (Sizes((128, 192), (128, 192), (128, 192)), Sizes((128, 192), (119, 190), (150, 171))):
+            assert_same_labels(settled_logits(30, 200, 4), masks, sizes, resize_logits)
 
 
 def test_masks_that_hardly_differ_leave_nothing_to_prove_by():
@@ -105,68 +131,67 @@ def test_numbers_that_are_none_do_not_stop_the_others():
     assert torch.equal(labels[24:, 24:], expected[24:, 24:])
 
 
-def test_tiles_with_one_possible_class_need_no_resized_mask(monkeypatch):
-    scored = []
+@pytest.fixture
+def resized(monkeypatch):
+    """Pairs of how many maps were resized, at how many pixels."""
+    found = []
 
-    def watched(logits, sizes, rows, *args, columns, **kwargs):
-        found = mask_probs_at(logits, sizes, rows, *args, columns=columns, **kwargs)
-        scored.append(found.shape[1] * found.shape[2])
-        return found
+    def watched(maps, *args):
+        values = values_at(maps, *args)
+        found.append(tuple(values.shape))
+        return values
 
-    monkeypatch.setattr(label_maps, "mask_probs_at", watched)
+    monkeypatch.setattr(label_maps, "values_at", watched)
+    return found
+
+
+def test_only_pixels_at_borders_are_looked_at_one_by_one(resized):
     masks = torch.full((2, 16, 32), 8.0)
     masks[0, :, 12:], masks[1, :, :12] = -8.0, -8.0
     class_logits = torch.tensor([[0.9, 0.05, 0.05], [0.05, 0.9, 0.05]]).log()
     sizes = Sizes((64, 128), (64, 128), (64, 128))
     labels = semantic_labels(class_logits, masks, sizes)
     assert torch.equal(labels, (torch.arange(128) >= 48).long().expand(64, -1))
-    # Only tiles that touch the border, one on either side.
-    assert 0 < sum(scored) <= 64 * 16
+    # One window, four pixels wide, has both classes.
+    assert 0 < max(pixels for _, pixels in resized) <= 64 * 4
 
 
-def test_queries_that_say_no_object_are_resized_only_where_the_others_do_not_decide(monkeypatch):
-    resized = []
-
-    def watched(*args, **kwargs):
-        found = mask_probs_at(*args, **kwargs)
-        resized.append(found.shape)
-        return found
-
-    monkeypatch.setattr(label_maps, "mask_probs_at", watched)
+def test_few_masks_are_resized_and_few_pixels_need_all(resized):
     probs = torch.full((30, 6), 0.002)
     probs[torch.arange(10), torch.arange(10) % 5] = 0.9
     probs[:, -1] += 1 - probs.sum(1)
-    semantic_labels(probs.log(), smooth_masks(30, (16, 24), 1, scale=2.0), SIZES[1])
-    pixels = {10: 0, 30: 0}
-    for queries, rows, columns in resized:
-        pixels[queries] += rows * columns
-    assert pixels[30] < 0.05 * pixels[10] < 0.05 * 61 * 91
+    assert_same_labels(probs.log(), smooth_masks(30, (16, 24), 1, scale=2.0), SIZES[1])
+    pixels_of_all = sum(pixels for maps, pixels in resized if maps == 30)
+    pixels_of_some = sum(pixels for maps, pixels in resized if 5 < maps < 30)
+    assert pixels_of_all < 0.05 * pixels_of_some < 0.05 * 61 * 90
 
 
 @pytest.mark.parametrize("sizes", SIZES)
-def test_tiles_bound_the_logits_at_all_their_pixels(sizes):
-    masks = smooth_masks(3, (sizes.padded[0] // 4, sizes.padded[1] // 4), 2)
-    tiles = mask_tiles(masks, sizes)
-    for resize_logits in (False, True):
-        probs = published_mask_logits(masks, sizes, to_output=True).sigmoid()
-        if not resize_logits:
-            probs = published_mask_logits(masks, sizes, to_output=False).sigmoid()[None]
-            probs = torch.nn.functional.interpolate(probs, size=sizes.output, mode="bilinear")[0]
-        for y in range(sizes.output[0]):
-            for x in range(sizes.output[1]):
-                tile = (slice(None), y // tiles.height, x // tiles.width)
-                assert (probs[:, y, x] >= tiles.low[tile].sigmoid() - 1e-6).all()
-                assert (probs[:, y, x] <= tiles.high[tile].sigmoid() + 1e-6).all()
+def test_windows_hold_all_cells_that_a_pixel_is_made_of(sizes):
+    grid = (sizes.padded[0] // 4, sizes.padded[1] // 4)
+    masks = smooth_masks(3, grid, 2)
+    rows, columns = (windows(sizes, axis, grid[axis]) for axis in (0, 1))
+    whole = published_mask_logits(masks, sizes, to_output=True)
+    for y in range(sizes.output[0]):
+        for x in range(sizes.output[1]):
+            cells = masks[:, rows.first[y] : rows.first[y] + rows.length]
+            cells = cells[:, :, columns.first[x] : columns.first[x] + columns.length]
+            assert (whole[:, y, x] >= cells.amin((1, 2)) - 1e-5).all()
+            assert (whole[:, y, x] <= cells.amax((1, 2)) + 1e-5).all()
 
 
 @pytest.mark.parametrize("sizes", SIZES)
-@pytest.mark.parametrize("resize_logits", [False, True])
-def test_chosen_rows_columns_and_queries_are_those_of_the_whole(sizes, resize_logits):
-    masks = smooth_masks(5, (sizes.padded[0] // 4, sizes.padded[1] // 4), 2)
-    whole = mask_probs_at(masks, sizes, range(sizes.output[0]), resize_logits)
-    columns, queries = torch.tensor([0, 3, 4, sizes.output[1] - 1]), torch.tensor([4, 1])
-    some = mask_probs_at(masks, sizes, range(3, 6), resize_logits, queries=queries, columns=columns)
-    assert torch.allclose(some, whole[queries][:, 3:6][..., columns], atol=1e-6)
+def test_values_at_pixels_are_those_of_whole_maps(sizes):
+    grid = (sizes.padded[0] // 4, sizes.padded[1] // 4)
+    masks = smooth_masks(5, grid, 2)
+    rows, columns = (windows(sizes, axis, grid[axis]) for axis in (0, 1))
+    pixels = torch.tensor([3, 5, sizes.output[0] - 1]), torch.tensor([0, 4, sizes.output[1] - 1])
+    first_row, first_column = (int(side.first[0]) for side in (rows, columns))
+    there = (masks[:, first_row:, first_column:], (first_row, first_column), grid, sizes, pixels)
+    resized = published_mask_logits(masks, sizes, to_output=True)
+    assert torch.allclose(values_at(*there), resized[:, pixels[0], pixels[1]], atol=1e-5)
+    probs = mask_probs_at(masks, sizes, range(sizes.output[0]), resize_logits=False)
+    assert torch.allclose(values_at(*there, torch.sigmoid), probs[:, pixels[0], pixels[1]], atol=1e-5)
 
 
 def test_inputs_are_left_as_they_are():

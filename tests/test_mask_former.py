@@ -14,7 +14,7 @@ from tiny_models import NUM_CLASSES, NUM_QUERIES, picture_of, tiny_config, train
 
 import mask_former.modeling  # noqa: F401  fills the registries
 from mask_former.modeling.mask_former import MaskFormer
-from mask_former.strips import Sizes
+from mask_former.resizing import Sizes
 
 THINGS = {10: 0, 30: 3}
 

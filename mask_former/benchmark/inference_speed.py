@@ -25,7 +25,7 @@ from mask_former.conversion.targets import write_hugging_face
 from mask_former.data.pictures import read_picture
 from mask_former.fast import prepare_for_inference
 from mask_former.modeling.structures import Prediction
-from mask_former.strips import Sizes
+from mask_former.resizing import Sizes
 
 # What counts where two variants are compared: from the picture in memory to its result.
 COMPARED_STAGES = ("network", "post-processing")

@@ -11,7 +11,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from mask_former.modeling.structures import Prediction, Target
-from mask_former.strips import Sizes
+from mask_former.resizing import Sizes
 
 Pairs = list[tuple[Tensor, Tensor]]
 

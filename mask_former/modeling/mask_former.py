@@ -18,7 +18,7 @@ from mask_former.modeling.criterion import Normalizers, SetCriterion
 from mask_former.modeling.matcher import build_matcher
 from mask_former.modeling.structures import Prediction, Target
 from mask_former.modeling.targets import padded_target
-from mask_former.strips import Sizes
+from mask_former.resizing import Sizes
 
 # Pixels that a picture must have on each side: one cell of the mask grid.
 MIN_IMAGE_SIDE = 4
