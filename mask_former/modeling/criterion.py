@@ -1,6 +1,7 @@
 """The losses of a step: match, score, weight and name, layer by layer."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -11,6 +12,7 @@ from detectron2.utils import comm
 from torch import Tensor, nn
 
 from mask_former.modeling.losses import full_precision, mask_losses
+from mask_former.modeling.points import mask_losses_at_points
 from mask_former.modeling.structures import Prediction, Target
 
 Pairs = tuple[Tensor, Tensor]
@@ -47,7 +49,19 @@ class SetCriterion(nn.Module):
         mask_weight: float,
         dice_weight: float,
         no_object_weight: float,
+        num_points: int = 0,
     ) -> None:
+        """Set the weights.
+
+        Args:
+            num_classes: K.
+            matcher: pairs queries with segments, layer by layer.
+            class_weight: of the class loss.
+            mask_weight: of the focal loss.
+            dice_weight: of the dice loss.
+            no_object_weight: of queries without a segment, in the class loss.
+            num_points: points of each mask that the mask losses look at; 0: all pixels.
+        """
         super().__init__()
         self.num_classes = num_classes
         self.matcher = matcher
@@ -55,6 +69,7 @@ class SetCriterion(nn.Module):
         self.mask_weight = mask_weight
         self.dice_weight = dice_weight
         self.no_object_weight = no_object_weight
+        self.num_points = num_points
         weights = torch.ones(num_classes + 1)
         weights[num_classes] = no_object_weight
         # Follows from the configuration, so it is no part of a checkpoint.
@@ -133,7 +148,7 @@ class SetCriterion(nn.Module):
 
         # Gathered once a layer: a gather an image would make a gradient of all (B, Q, h, w) for each.
         matched = prediction.mask_logits[image_index, query_index]
-        focal, dice = _mask_losses(matched, targets, [segment for _, segment in pairs])
+        focal, dice = _mask_losses(matched, targets, [segment for _, segment in pairs], self.num_points)
         return {
             "loss_ce": self.class_weight * class_loss,
             "loss_mask": focal * (self.mask_weight / normalizers.num_masks),
@@ -157,9 +172,9 @@ class SetCriterion(nn.Module):
 
 
 def _mask_losses(
-    logits: Tensor, targets: Sequence[Target], segment_index: Sequence[Tensor]
+    logits: Tensor, targets: Sequence[Target], segment_index: Sequence[Tensor], num_points: int
 ) -> tuple[Tensor, Tensor]:
-    """Return `mask_losses` summed over the images.
+    """Return `mask_losses` summed over the images, or that at so many points if not 0.
 
     Small masks of all images go through it together, since each call costs as much as many of them.
 
@@ -167,15 +182,17 @@ def _mask_losses(
         logits: (N, h, w), the matched queries' masks, image after image.
         targets: one an image.
         segment_index: for each image the segment of each of its matched queries.
+        num_points: of each mask; 0: all pixels.
     """
     pixels = sum(target.masks.numel() for target in targets)
-    if pixels <= SMALL_MASKS and all(target.valid is None for target in targets):
+    if pixels <= SMALL_MASKS and not num_points and all(target.valid is None for target in targets):
         firsts = accumulate([len(target.masks) for target in targets], initial=0)
         shifted = [index + first for index, first in zip(segment_index, firsts, strict=False)]
         return mask_losses(logits, torch.cat([target.masks for target in targets]), torch.cat(shifted))
     image_logits = logits.split([len(index) for index in segment_index])
+    losses = partial(mask_losses_at_points, count=num_points) if num_points else mask_losses
     sums = [
-        mask_losses(some, target.masks, index, target.valid)
+        losses(some, target.masks, index, target.valid)
         for some, target, index in zip(image_logits, targets, segment_index, strict=True)
     ]
     focal, dice = (torch.stack(values).sum() for values in zip(*sums, strict=True))

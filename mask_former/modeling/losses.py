@@ -61,13 +61,13 @@ def focal_cost(logits: Tensor) -> Tensor:
 def _split_pixels(
     targets: Tensor, valid: Tensor | None, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor | int]:
-    """Pixels inside and outside each target, invalid ones in neither, and how many pixels count."""
+    """Pixels inside and outside each target, invalid ones in neither, and how many pixels of each count."""
     inside = targets.to(dtype)
     outside = 1 - inside
     if valid is None:
         return inside, outside, max(targets.shape[-1], 1)
     counts = valid.to(dtype)
-    return inside * counts, outside * counts, counts.sum().clamp(min=1)
+    return inside * counts, outside * counts, counts.sum(-1).clamp(min=1)
 
 
 @_in_full_precision
@@ -77,7 +77,7 @@ def paired_focal(logits: Tensor, targets: Tensor, valid: Tensor | None = None) -
     Args:
         logits: (N, P), P pixels.
         targets: (N, P) bool.
-        valid: (P,) bool, False where a pixel counts for nothing; None: all count.
+        valid: (P,) or (N, P) bool, False where a pixel counts for nothing; None: all count.
 
     Returns:
         (N,), float32 or wider.

@@ -118,6 +118,7 @@ class MaskFormer(nn.Module):
                 mask_weight=settings.MASK_WEIGHT,
                 dice_weight=settings.DICE_WEIGHT,
                 no_object_weight=settings.NO_OBJECT_WEIGHT,
+                num_points=settings.LOSS_POINTS,
             ),
             "num_queries": settings.NUM_OBJECT_QUERIES,
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,

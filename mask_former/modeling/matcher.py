@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from itertools import islice
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from mask_former.modeling.losses import full_precision, pairwise_dice, pairwise_focal
+from mask_former.modeling.points import logits_at, masks_at, random_points
 from mask_former.modeling.structures import Prediction, Target
 
 MATCHER_REGISTRY = Registry("MATCHER")
@@ -36,11 +38,16 @@ def build_matcher(cfg: CfgNode) -> "HungarianMatcher":
 class HungarianMatcher:
     """One-to-one matching of queries with segments, of least total cost, for each layer and image by itself.
 
-    The cost of a pair is a weighted sum of -p(class of the segment), focal and dice, on the mask grid.
+    The cost of a pair is a weighted sum of -p(class of the segment), focal and dice, on the mask grid, or at
+    some random points, the same ones for all pairs of an image.
     """
 
     @configurable
-    def __init__(self, *, class_weight: float = 1.0, mask_weight: float, dice_weight: float) -> None:
+    def __init__(
+        self, *, class_weight: float = 1.0, mask_weight: float, dice_weight: float, num_points: int = 0
+    ) -> None:
+        """Set the weights of the costs, and the number of points; 0 points: the whole mask grid."""
+        self.num_points = num_points
         self.class_weight = class_weight
         self.mask_weight = mask_weight
         self.dice_weight = dice_weight
@@ -51,6 +58,7 @@ class HungarianMatcher:
         return {
             "mask_weight": cfg.MODEL.MASK_FORMER.MASK_WEIGHT,
             "dice_weight": cfg.MODEL.MASK_FORMER.DICE_WEIGHT,
+            "num_points": cfg.MODEL.MASK_FORMER.LOSS_POINTS,
         }
 
     @torch.no_grad()
@@ -76,36 +84,62 @@ class HungarianMatcher:
 
         Where a label is outside 0..K-1 it is NaN, so that finding one needs no transfer of its own.
         """
-        on_grid = [_on_mask_grid(target, predictions[-1].mask_logits.shape[-2:]) for target in targets]
+        size = predictions[-1].mask_logits.shape[-2:]
+        samples = [
+            _at_points(target, self.num_points) if self.num_points else _on_mask_grid(target, size)
+            for target in targets
+        ]
         return [
             [
-                self._image_costs(class_logits, mask_logits, target.labels, *grid)
-                for class_logits, mask_logits, target, grid in zip(*prediction, targets, on_grid, strict=True)
+                self._image_costs(class_logits, mask_logits, target.labels, sample)
+                for class_logits, mask_logits, target, sample in zip(
+                    *prediction, targets, samples, strict=True
+                )
             ]
             for prediction in predictions
         ]
 
     def _image_costs(
-        self, class_logits: Tensor, mask_logits: Tensor, labels: Tensor, masks: Tensor, valid: Tensor | None
+        self, class_logits: Tensor, mask_logits: Tensor, labels: Tensor, sample: "_Sample"
     ) -> Tensor:
         num_classes = class_logits.shape[-1] - 1
         # Indices are clamped because a bad one would end a CUDA process with no useful word.
         probability = full_precision(class_logits).softmax(-1)[:, labels.clamp(0, num_classes - 1)]
         class_cost = (-probability).masked_fill((labels < 0) | (labels >= num_classes), torch.nan)
-        pixel_logits = mask_logits.flatten(1)
-        focal = pairwise_focal(pixel_logits, masks, valid)
-        dice = pairwise_dice(pixel_logits, masks, valid)
+        points = sample.points
+        pixel_logits = mask_logits.flatten(1) if points is None else logits_at(mask_logits, points)
+        focal = pairwise_focal(pixel_logits, sample.masks, sample.valid)
+        dice = pairwise_dice(pixel_logits, sample.masks, sample.valid)
         return self.class_weight * class_cost + self.mask_weight * focal + self.dice_weight * dice
 
 
-def _on_mask_grid(target: Target, size: torch.Size) -> tuple[Tensor, Tensor | None]:
-    """Masks (M, h * w) uint8 and valid pixels (h * w,) bool of the target, by torch's "nearest" rule."""
+class _Sample(NamedTuple):
+    """Where the masks of an image are compared with its segments, and what those are there.
+
+    masks: (M, P) uint8 or bool.
+    valid: (P,) bool, False where nothing counts; None: all count.
+    points: (P, 2), see `points.py`; None: the cells of the mask grid, row by row.
+    """
+
+    masks: Tensor
+    valid: Tensor | None
+    points: Tensor | None
+
+
+def _at_points(target: Target, count: int) -> _Sample:
+    points = random_points(count, target.masks.device)
+    valid = None if target.valid is None else masks_at(target.valid[None], points)[0]
+    return _Sample(masks_at(target.masks.to(torch.bool), points), valid, points)
+
+
+def _on_mask_grid(target: Target, size: torch.Size) -> _Sample:
+    """By torch's "nearest" rule."""
     masks = target.masks.to(torch.bool).view(torch.uint8)
     resized = F.interpolate(masks[:, None], size=size, mode="nearest").flatten(1)
     if target.valid is None:
-        return resized, None
+        return _Sample(resized, None, None)
     valid = F.interpolate(target.valid.view(torch.uint8)[None, None], size=size, mode="nearest")
-    return resized, valid.flatten().to(torch.bool)
+    return _Sample(resized, valid.flatten().to(torch.bool), None)
 
 
 def _to_host(costs: list[list[Tensor]]) -> list[list[np.ndarray]]:

@@ -1,0 +1,93 @@
+"""Masks looked at in some points instead of all pixels: MODEL.MASK_FORMER.LOSS_POINTS.
+
+The sampling of PointRend and Mask2Former: matching compares all pairs of an image at the same random points;
+the losses look at three times as many random points for each pair, keep those where the prediction is least
+sure, and add a quarter of random ones. The formulas stay those of `losses.py`; no map of full size exists.
+
+Points are (x, y) in [0, 1], as Detectron2's point_features has them.
+"""
+
+import torch
+from detectron2.projects.point_rend.point_features import (
+    get_uncertain_point_coords_with_randomness,
+    point_sample,
+)
+from torch import Tensor
+
+from mask_former.modeling.losses import full_precision, paired_dice, paired_focal
+
+# How many points to choose from, for each one that is wanted, and which share of them by being unsure.
+OVERSAMPLE_RATIO = 3
+IMPORTANCE_SAMPLE_RATIO = 0.75
+
+
+def random_points(count: int, device: torch.device) -> Tensor:
+    """Return points (count, 2), spread evenly at random."""
+    return torch.rand(count, 2, device=device)
+
+
+def logits_at(logits: Tensor, points: Tensor) -> Tensor:
+    """Return logits (N, P), float32 or wider, of (N, h, w) maps, bilinear, with a gradient.
+
+    Args:
+        logits: (N, h, w).
+        points: (N, P, 2), or (P, 2) for the same points in all maps.
+    """
+    logits = full_precision(logits)
+    points = points.to(logits.dtype)
+    with torch.autocast(logits.device.type, enabled=False):
+        if points.ndim == 2:
+            return point_sample(logits[None], points[None], align_corners=False, padding_mode="border")[0]
+        sampled = point_sample(logits[:, None], points, align_corners=False, padding_mode="border")
+        return sampled[:, 0]
+
+
+def masks_at(masks: Tensor, points: Tensor) -> Tensor:
+    """Return what (N, H, W) bool masks are at points, as (N, P); see `logits_at`."""
+    height, width = masks.shape[-2:]
+    column = (points[..., 0] * width).long().clamp_(max=width - 1)
+    row = (points[..., 1] * height).long().clamp_(max=height - 1)
+    number = torch.arange(len(masks), device=masks.device)[:, None]
+    return masks[number, row, column]
+
+
+def mask_losses_at_points(
+    logits: Tensor, masks: Tensor, segment_index: Tensor, valid: Tensor | None, count: int
+) -> tuple[Tensor, Tensor]:
+    """Return the focal and the dice loss of matched masks at `count` points each, summed over masks.
+
+    Args:
+        logits: (N, h, w), the matched queries' masks.
+        masks: (M, H, W) bool, the segments of the image.
+        segment_index: (N,) int64, the segment of each query.
+        valid: (H, W) bool, False where a pixel counts for nothing; None: all count.
+        count: points of each mask.
+
+    Returns:
+        Two scalars; 0, with a graph, where N is 0.
+    """
+    if len(logits) == 0:
+        return logits.sum(), logits.sum()
+    points = _unsure_points(logits.detach(), count)
+    wanted = masks_at(masks[segment_index], points)
+    counted = None if valid is None else masks_at(valid[None].expand(len(logits), -1, -1), points)
+    found = logits_at(logits, points)
+    return paired_focal(found, wanted, counted).sum(), paired_dice(found, wanted, counted).sum()
+
+
+@torch.no_grad()
+def _unsure_points(logits: Tensor, count: int) -> Tensor:
+    """Return points (N, count, 2), most of them where the masks (N, h, w) are least sure."""
+    with torch.autocast(logits.device.type, enabled=False):
+        points: Tensor = get_uncertain_point_coords_with_randomness(
+            logits[:, None].float(),
+            _unsureness,
+            count,
+            OVERSAMPLE_RATIO,
+            IMPORTANCE_SAMPLE_RATIO,
+        )
+    return points
+
+
+def _unsureness(logits: Tensor) -> Tensor:
+    return -logits.abs()
