@@ -26,6 +26,7 @@ ALLOWED = {
     "modeling.losses": set(),
     "modeling.transformer": set(),
     "modeling.swin": set(),
+    "modeling.recomputing": {"modeling.swin", "modeling.transformer"},
     "modeling.targets": {"modeling.structures"},
     "modeling.points": {"modeling.losses"},
     "modeling.matcher": {"modeling.losses", "modeling.points", "modeling.structures"},
@@ -52,7 +53,10 @@ ALLOWED = {
     "predictor": {"prediction", "model_zoo", "config", "checkpoint", "fast", "resizing"},
     "samples": {"prediction", "predictor", "evaluation"},
     # Programs.
-    "engine": {"engine", "config", "checkpoint", "data", "evaluation", "samples", "solver", "tta"},
+    "engine": {
+        *("engine", "config", "checkpoint", "data", "evaluation", "samples", "solver", "tta"),
+        "modeling.recomputing",
+    },
     "demonstration": {
         *("demonstration", "prediction", "predictor", "model_zoo", "config", "checkpoint"),
         *("engine", "samples", "data.root"),

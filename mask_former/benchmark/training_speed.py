@@ -14,6 +14,7 @@ from mask_former.benchmark import plain
 from mask_former.benchmark.subjects import random_model, synthetic_picture
 from mask_former.benchmark.timing import Run, Stopwatch
 from mask_former.data.mapper import TrainingMapper
+from mask_former.modeling.recomputing import recompute_activations
 from mask_former.modeling.structures import Prediction, Target
 from mask_former.solver import build_optimizer
 
@@ -66,6 +67,8 @@ def build_run(setting: Setting, variant: str, folder: Path) -> Run:
             f"--segments is {setting.segments}, but a label map has {num_classes} classes at most."
         )
     model = random_model(cfg).train()
+    if cfg.SOLVER.RECOMPUTE_ACTIVATIONS:
+        recompute_activations(model)
     optimizer = build_optimizer(cfg, model)
     mapper = TrainingMapper(cfg)
     entry = write_labelled_picture(folder, setting.size, setting.segments, num_classes)

@@ -30,6 +30,7 @@ from mask_former.data.loader import build_test_loader
 from mask_former.engine.hooks import KeepBest, ProgressLine, StopOnSignal
 from mask_former.engine.step import TrainingData, TrainStep
 from mask_former.evaluation import build_evaluators, check_ground_truth
+from mask_former.modeling.recomputing import recompute_activations
 from mask_former.samples import draw_samples
 from mask_former.solver import build_lr_scheduler, build_optimizer
 from mask_former.tta import SemanticSegmentorWithTTA
@@ -47,6 +48,8 @@ class Trainer(DefaultTrainer):
         TrainerBase.__init__(self)  # DefaultTrainer's own constructor would build its own step
         cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
         model = self.build_model(cfg)
+        if cfg.SOLVER.RECOMPUTE_ACTIVATIONS:
+            recompute_activations(model)
         optimizer = self.build_optimizer(cfg, model)
         model = create_ddp_model(model, broadcast_buffers=False)
         self._trainer = TrainStep(cfg, model, TrainingData(cfg), optimizer)
