@@ -24,6 +24,9 @@ from mask_former.resizing import Sizes
 from mask_former.strips import mask_prob_strips, mask_probs_at, strip_numbers, strips_of
 from mask_former.threads import side_by_side
 
+# Products of a query's mask with a class a pixel, up to which a CPU has all of them sooner than bounds.
+FEW_PRODUCTS = 1000
+
 
 @torch.no_grad()
 def semantic_scores(
@@ -60,11 +63,11 @@ def semantic_labels(
     """Return the (H, W) int64 label map: at each pixel the class of the highest of `semantic_scores`.
 
     Memory does not grow with the number of classes. On CPUs most of the work is left out where it cannot
-    matter, with proof, see `label_maps.py`; elsewhere all scores are computed, for few pixels at a time,
-    since a device that waits for the host's choices gains nothing.
+    matter, with proof, see `label_maps.py`; elsewhere, since a device that waits for the host's choices gains
+    nothing, and where there is little work, all scores are computed, for few pixels at a time.
     """
     class_probs = _class_probs(class_logits)[:, :-1]
-    if class_probs.device.type == "cpu" and min(class_probs.shape) > 0:
+    if class_probs.device.type == "cpu" and class_probs.numel() > FEW_PRODUCTS:
         return pruned_labels(class_probs, mask_logits, sizes, resize_logits=resize_logits)
     return _labels_of_all_scores(class_probs, mask_logits, sizes, resize_logits)
 

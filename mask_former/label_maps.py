@@ -28,8 +28,10 @@ from mask_former.resizing import Size, Sizes, Windows, values_at, windows
 from mask_former.strips import mask_probs_at, strip_numbers
 from mask_former.threads import side_by_side
 
-# Side of a block in cells.
+# Side of a block in cells, and how many numbers (queries or classes, times cells) a row of blocks has at
+# least: in pictures with fewer, blocks are higher, since many small steps would take longer.
 BLOCK = 12
+ROW_NUMBERS = 1 << 18
 
 # Blocks with more competitors are worth an effort to have less.
 MANY_CLASSES = 48
@@ -159,7 +161,8 @@ def pruned_labels(
 def _blocks(picture: _Picture) -> _Blocks:
     """Cut the picture into blocks and compare the classes in each."""
     class_probs = picture.class_probs
-    rows, columns = (_block_spans(picture, axis) for axis in (0, 1))
+    height = ROW_NUMBERS // (max(class_probs.shape) * picture.grid[1])
+    rows, columns = _block_spans(picture, 0, max(BLOCK, height)), _block_spans(picture, 1, BLOCK)
     low, high = _extremes(
         picture.mask_logits,
         [picture.rows.cells(some) for some in rows],
@@ -187,10 +190,10 @@ def _blocks(picture: _Picture) -> _Blocks:
     )
 
 
-def _block_spans(picture: _Picture, axis: int) -> list[range]:
-    """Return the rows (or columns) of the output that the blocks along an axis have."""
+def _block_spans(picture: _Picture, axis: int, cells: int) -> list[range]:
+    """Return the rows (or columns) of the output that blocks of so many cells along an axis have."""
     padded, image, output = (size[axis] for size in picture.sizes)
-    edge = max(1, round(BLOCK * padded / picture.grid[axis] * output / image))
+    edge = max(1, round(cells * padded / picture.grid[axis] * output / image))
     return [range(start, min(start + edge, output)) for start in range(0, output, edge)]
 
 
@@ -257,7 +260,7 @@ def _part(picture: _Picture, rows: range, columns: range, classes: Tensor) -> _P
     logits = logits.float().contiguous()
     size = (picture.rows.length, picture.columns.length)
     low, high = _in_windows(logits, size, torch.minimum), _in_windows(logits, size, torch.maximum)
-    gap = torch.minimum((high - low).square_().mul_(BENDING), high.sigmoid_() - low.sigmoid_())
+    gap = torch.minimum((high - low).square_().mul_(BENDING), high.sigmoid() - low.sigmoid())
     class_probs = picture.class_probs[:, classes].t().contiguous()
     return _Part((cell_rows.start, cell_columns.start), class_probs, logits, logits.sigmoid(), gap)
 

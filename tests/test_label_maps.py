@@ -5,7 +5,6 @@ import torch
 from published_order import published_mask_logits, published_scores
 
 from mask_former import label_maps, strips
-from mask_former.inference import semantic_labels
 from mask_former.label_maps import pruned_labels
 from mask_former.resizing import Sizes, values_at, windows
 from mask_former.strips import mask_probs_at
@@ -43,9 +42,14 @@ def settled_logits(queries, classes, seed):
     return torch.cat([probs, 1 - probs.sum(1, keepdim=True)], dim=1).log()
 
 
+def labels_of(class_logits, mask_logits, sizes, resize_logits=False):
+    class_probs = class_logits.softmax(1)[:, :-1]
+    return pruned_labels(class_probs, mask_logits, sizes, resize_logits=resize_logits)
+
+
 def assert_same_labels(class_logits, mask_logits, sizes, resize_logits=False):
     """The labels are those of the published order, except where rounding decides between two classes."""
-    labels = semantic_labels(class_logits, mask_logits, sizes, resize_logits=resize_logits)
+    labels = labels_of(class_logits, mask_logits, sizes, resize_logits)
     scores = published_scores(class_logits.double(), mask_logits.double(), sizes, resize_logits)
     best = scores.amax(0)
     # In float64 a label must be within float32's rounding of the best; nearly everywhere it is the best.
@@ -69,9 +73,9 @@ def test_labels_equal_the_published_order(sizes, resize_logits, predictions, cla
 def test_labels_do_not_depend_on_how_many_numbers_a_strip_has(strip_numbers, monkeypatch):
     sizes = SIZES[2]
     class_logits, masks = settled_logits(21, 30, 5), smooth_masks(21, (16, 24), 5)
-    expected = semantic_labels(class_logits, masks, sizes)
+    expected = labels_of(class_logits, masks, sizes)
     monkeypatch.setitem(strips._STRIP_NUMBERS, "cpu", strip_numbers)
-    assert torch.equal(semantic_labels(class_logits, masks, sizes), expected)
+    assert torch.equal(labels_of(class_logits, masks, sizes), expected)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
@@ -86,6 +90,7 @@ def test_resizing_fewer_masks_at_first_changes_no_label(share, monkeypatch):
 @pytest.mark.parametrize("many_classes", [0, 4, 1000])
 def test_labels_do_not_depend_on_how_the_picture_is_cut(block, many_classes, monkeypatch):
     monkeypatch.setattr(label_maps, "BLOCK", block)
+    monkeypatch.setattr(label_maps, "ROW_NUMBERS", block * block * 21)
     monkeypatch.setattr(label_maps, "MANY_CLASSES", many_classes)
     for sizes in (SIZES[1], SIZES[2]):
         masks = smooth_masks(21, (16, 24), 7)
@@ -118,16 +123,16 @@ def test_masks_that_hardly_differ_leave_nothing_to_prove_by():
 def test_two_classes_that_are_always_equal_give_the_first():
     class_logits = settled_logits(12, 9, 0)
     class_logits[:, 7] = class_logits[:, 2] = class_logits[:, :-1].amax(1)
-    labels = semantic_labels(class_logits, smooth_masks(12, (16, 24), 0), SIZES[1])
+    labels = labels_of(class_logits, smooth_masks(12, (16, 24), 0), SIZES[1])
     assert torch.equal(labels, torch.full((61, 90), 2))
 
 
 def test_numbers_that_are_none_do_not_stop_the_others():
     class_logits, masks = settled_logits(12, 9, 0), smooth_masks(12, (16, 24), 0)
     sizes = Sizes((64, 96), (64, 96), (64, 96))
-    expected = semantic_labels(class_logits, masks, sizes)
+    expected = labels_of(class_logits, masks, sizes)
     masks[:, :2, :2] = torch.nan
-    labels = semantic_labels(class_logits, masks, sizes)
+    labels = labels_of(class_logits, masks, sizes)
     assert torch.equal(labels[24:, 24:], expected[24:, 24:])
 
 
@@ -150,7 +155,7 @@ def test_only_pixels_at_borders_are_looked_at_one_by_one(resized):
     masks[0, :, 12:], masks[1, :, :12] = -8.0, -8.0
     class_logits = torch.tensor([[0.9, 0.05, 0.05], [0.05, 0.9, 0.05]]).log()
     sizes = Sizes((64, 128), (64, 128), (64, 128))
-    labels = semantic_labels(class_logits, masks, sizes)
+    labels = labels_of(class_logits, masks, sizes)
     assert torch.equal(labels, (torch.arange(128) >= 48).long().expand(64, -1))
     # One window, four pixels wide, has both classes.
     assert 0 < max(pixels for _, pixels in resized) <= 64 * 4
@@ -198,7 +203,7 @@ def test_inputs_are_left_as_they_are():
     sizes = Sizes((16, 24), (16, 24), (16, 24))
     class_logits, masks = settled_logits(12, 9, 0), smooth_masks(12, (16, 24), 0)
     copies = class_logits.clone(), masks.clone()
-    semantic_labels(class_logits, masks, sizes)
+    labels_of(class_logits, masks, sizes)
     assert torch.equal(class_logits, copies[0])
     assert torch.equal(masks, copies[1])
 

@@ -1,7 +1,7 @@
 """Time of an evaluation as a whole, from files to scores, beside that of the network alone."""
 
 import copy
-import time
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from mask_former.benchmark.subjects import (
     synthetic_picture,
     without_gradients,
 )
-from mask_former.benchmark.timing import Stopwatch
+from mask_former.benchmark.timing import WARM_UP, Stopwatch
 from mask_former.data.loader import build_test_loader
 from mask_former.evaluation import build_evaluators
 from mask_former.fast import prepare_for_inference
@@ -67,17 +67,36 @@ def measure(cfg: CfgNode, dataset_name: str, variant: str, predictions: str, fol
         model = prepare_for_inference(model, variant, in_place=True)
     if predictions == "settled":
         model = _with_settled_classes(model)
-    pictures = list(build_test_loader(cfg, dataset_name))
-    alone = _network_seconds(model, pictures)
-    start = time.perf_counter()
-    evaluator = build_evaluators(cfg, dataset_name, folder)
-    evaluator.reset()
+    _evaluate_first(model, cfg, dataset_name)
+    watch = Stopwatch(model.device)
+    pictures = 0
+    with watch.stage("whole"):
+        evaluator = build_evaluators(cfg, dataset_name, folder)
+        evaluator.reset()
+        loader = iter(build_test_loader(cfg, dataset_name))
     with torch.inference_mode():
-        for batch in build_test_loader(cfg, dataset_name):
-            evaluator.process(batch, model(batch))
-    evaluator.evaluate()
-    whole = time.perf_counter() - start
-    return {"pictures": len(pictures), "whole_s": whole, "network_s": alone, "ratio": whole / alone}
+        while True:
+            with watch.stage("whole"):
+                batch = next(loader, None)
+                if batch is None:
+                    break
+                evaluator.process(batch, model(batch))
+            # In turns, so that a machine that slows down for a while slows both down.
+            images = model.prepare_images([picture["image"] for picture in batch])
+            with watch.stage("network"):
+                model.predict(images.tensor)
+            pictures += len(batch)
+    with watch.stage("whole"):
+        evaluator.evaluate()
+    whole, network = watch.seconds["whole"], watch.seconds["network"]
+    return {"pictures": pictures, "whole_s": whole, "network_s": network, "ratio": whole / network}
+
+
+def _evaluate_first(model: Any, cfg: CfgNode, dataset_name: str) -> None:
+    """Run some pictures: the first ones allocate and choose kernels."""
+    with torch.inference_mode():
+        for batch in itertools.islice(build_test_loader(cfg, dataset_name), WARM_UP):
+            model(batch)
 
 
 def _with_settled_classes(model: Any) -> Any:
@@ -91,14 +110,3 @@ def _with_settled_classes(model: Any) -> Any:
 
     model.predict = settled
     return model
-
-
-@torch.inference_mode()
-def _network_seconds(model: Any, pictures: list[list[dict[str, Any]]]) -> float:
-    """Return the time that the network takes for pictures in memory, after a first one."""
-    watch = Stopwatch(model.device)
-    for number, batch in enumerate([pictures[0], *pictures]):
-        images = model.prepare_images([picture["image"] for picture in batch])
-        with watch.stage("first" if number == 0 else "network"):
-            model.predict(images.tensor)
-    return watch.seconds["network"]
