@@ -4,8 +4,10 @@ A choice that names a registered class says in its comment which file holds it. 
 declares keep Detectron2's meaning and are not repeated here, except where the project adds to it.
 """
 
-from collections.abc import Sequence
+import difflib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
@@ -175,6 +177,29 @@ def load_config(
                 f"{config_file} needs Python tags in YAML, which can run code ({error.problem}). "
                 "Write plain values instead, or allow unsafe YAML if you trust the file."
             ) from error
-    cfg.merge_from_list(list(opts))
+    merge_opts(cfg, opts)
     cfg.MODEL.DEVICE = available_device(cfg.MODEL.DEVICE)
     return cfg
+
+
+def merge_opts(cfg: CN, opts: Sequence[Any]) -> None:
+    """Apply `[key, value, key, value, ...]` to a configuration."""
+    if len(opts) % 2:
+        raise ValueError(
+            f"The overrides {' '.join(map(str, opts))!r} are {len(opts)} words, expected pairs KEY VALUE: "
+            "give each key its value, and put options that begin with -- before the overrides."
+        )
+    known = set(_keys(cfg))
+    for key in opts[::2]:
+        if key not in known and not cfg.key_is_deprecated(key) and not cfg.key_is_renamed(key):
+            close = difflib.get_close_matches(str(key), known, n=1)
+            hint = f"did you mean {close[0]}?" if close else "see mask_former/config.py and Detectron2's."
+            raise ValueError(f"{key} is no configuration key; {hint}")
+    cfg.merge_from_list(list(opts))
+
+
+def _keys(cfg: CN, prefix: str = "") -> Iterator[str]:
+    for name, value in cfg.items():
+        yield prefix + name
+        if isinstance(value, CN):
+            yield from _keys(value, f"{prefix}{name}.")

@@ -1,7 +1,9 @@
 """The benchmark measures the same results in every variant, and its program runs; times are no tests."""
 
 import json
+import random
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -9,7 +11,7 @@ from published_order import published_scores
 from tiny_models import NUM_CLASSES, TINY, tiny_config, training_picture
 
 from mask_former import inference
-from mask_former.benchmark import plain
+from mask_former.benchmark import data_speed, plain
 from mask_former.benchmark.__main__ import main
 from mask_former.benchmark.evaluation_speed import register_pictures
 from mask_former.benchmark.subjects import (
@@ -155,7 +157,7 @@ def test_help_names_every_mode(capsys):
     with pytest.raises(SystemExit) as stopped:
         main(["--help"])
     assert stopped.value.code == 0
-    assert "inference,training,evaluation" in capsys.readouterr().out
+    assert "inference,training,evaluation,data" in capsys.readouterr().out
 
 
 def test_inference_is_measured_by_stage_and_compared(config_file, tmp_path, capsys):
@@ -215,6 +217,35 @@ def test_an_evaluation_is_measured_as_a_whole(config_file, tmp_path):
     assert found["ratio"] == found["whole_s"] / found["network_s"]
 
 
+@pytest.mark.parametrize("mapper", ["mask_former_semantic", "mask_former_panoptic"])
+def test_both_ways_to_a_training_sample_give_the_same_segments(mapper, tmp_path):
+    cfg = tiny_config()
+    words = ["INPUT.DATASET_MAPPER_NAME", mapper, "INPUT.CROP.ENABLED", True, "INPUT.CROP.TYPE", "absolute"]
+    words += ["INPUT.CROP.SIZE", [48, 64], "INPUT.MIN_SIZE_TRAIN", [60], "INPUT.SIZE_DIVISIBILITY", 64]
+    cfg.merge_from_list(words)
+    entry = data_speed.write_entry(tmp_path, (60, 80), 4)
+    random.seed(1)
+    np.random.seed(1)
+    ours = data_speed.build_train_mapper(cfg)(entry)
+    random.seed(1)
+    np.random.seed(1)
+    image, masks, classes = data_speed.plain_mapper(cfg)(entry)
+    assert torch.equal(ours["image"], image)
+    found = dict(zip(ours["instances"].gt_classes.tolist(), ours["instances"].gt_masks, strict=True))
+    expected = {label: mask for label, mask in zip(classes, masks, strict=True) if mask.any()}
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[label], expected[label]) for label in expected)
+
+
+def test_training_samples_are_counted(config_file, tmp_path, monkeypatch):
+    monkeypatch.setattr(data_speed, "SAMPLES", 2)
+    words = ["data", "--config-file", config_file, "--size", "64", "96", "--segments", "4", "--rounds", "1"]
+    assert main([*words, "--json", str(tmp_path / "out.json")]) == 0
+    found = json.loads((tmp_path / "out.json").read_text())["data"]
+    assert found["mapper"].keys() == {"ours", "plain"}
+    assert all(rate > 0 for rate in [*found["loader"].values(), *found["mapper"]["ours"]])
+
+
 def test_labels_of_many_classes_are_written_in_16_bits(tmp_path):
     from detectron2.data import DatasetCatalog, MetadataCatalog
     from PIL import Image
@@ -232,9 +263,11 @@ def test_labels_of_many_classes_are_written_in_16_bits(tmp_path):
         (["--compare", "nobody"], "--compare nobody: in mode inference, expected naive or transformers"),
         (["training", "--compare", "naive"], "in mode training, expected plain"),
         (["--task", "panoptic", "--compare", "naive"], "label maps only"),
+        (["data", "--segments", "9"], "--segments is 9, but a label map has 5 classes at most"),
+        (["data", "--opts", "INPUT.DATASET_MAPPER_NAME", "x"], "mode data measures mask_former_semantic and"),
         (["training", "--segments", "9"], "--segments is 9, but a label map has 5 classes at most"),
     ],
 )
 def test_what_cannot_be_measured_is_refused(words, complaint, config_file, capsys):
-    assert main([*words, "--config-file", config_file, "--size", "64", "70"]) == 1
+    assert main(["--config-file", config_file, "--size", "64", "70", *words]) == 1
     assert complaint in capsys.readouterr().err

@@ -516,3 +516,16 @@ def test_python_tags_are_refused_with_a_word_on_what_to_do(tmp_path: Path):
     file.write_text("INPUT:\n  MIN_SIZE_TRAIN: !!python/object/apply:eval ['[1, 2]']\nVERSION: 2\n")
     with pytest.raises(ValueError, match=r"tagged\.yaml.*Python tags.*plain values"):
         load_config(file)
+
+
+@pytest.mark.parametrize(
+    ("opts", "complaint"),
+    [
+        (["SEED"], "'SEED' are 1 words, expected pairs KEY VALUE: give each key its value"),
+        (["SOLVER.BASELR", 1], "SOLVER.BASELR is no configuration key; did you mean SOLVER.BASE_LR?"),
+        (["QWERTZUIOP", 1], "QWERTZUIOP is no configuration key; see mask_former/config.py"),
+    ],
+)
+def test_overrides_that_are_none_are_refused(opts: list[object], complaint: str):
+    with pytest.raises(ValueError, match=re.escape(complaint)):
+        load_config(opts=opts)

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from mask_former.benchmark import evaluation_speed, inference_speed, training_speed
+from mask_former.benchmark import data_speed, evaluation_speed, inference_speed, training_speed
 from mask_former.benchmark.subjects import (
     PREDICTIONS,
     benchmark_config,
@@ -34,6 +34,7 @@ EXAMPLES = """examples:
       --size 512 683 --compare naive transformers --predictions settled
   python -m mask_former.benchmark training --size 512 512 --batch 2 --segments 20 --compare plain --memory
   python -m mask_former.benchmark evaluation --size 640 1280 --pictures 50
+  python -m mask_former.benchmark data --size 512 683 --segments 40
 
 Weights are random: times do not depend on them, apart from --predictions. Each comparison is the median of
 the ratios of pairs of runs that took turns on the same machine."""
@@ -48,7 +49,7 @@ def argument_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "mode", nargs="?", choices=("inference", "training", "evaluation"), default="inference"
+        "mode", nargs="?", choices=("inference", "training", "evaluation", "data"), default="inference"
     )
     parser.add_argument("--config-file", help="a configuration (default: that of the package)")
     parser.add_argument("--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), default=(512, 683))
@@ -75,7 +76,7 @@ def argument_parser() -> argparse.ArgumentParser:
     inference.add_argument("--task", choices=inference_speed.TASKS, default="semantic")
     inference.add_argument("--pictures", type=int, default=50, help="evaluation: how many (default: 50)")
     inference.add_argument("--dataset", help="evaluation: a registered data set instead of made-up pictures")
-    training = parser.add_argument_group("training")
+    training = parser.add_argument_group("training and data")
     training.add_argument("--batch", type=int, default=2, help="pictures a step (default: 2)")
     training.add_argument("--segments", type=int, default=20, help="segments a picture (default: 20)")
     # One variant alone, for --memory: prints its peak as JSON.
@@ -89,9 +90,8 @@ def argument_parser() -> argparse.ArgumentParser:
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     """Return all that was asked for."""
     cfg = benchmark_config(arguments.config_file, arguments.opts)
-    model = random_model(cfg)
     results: dict[str, Any] = {
-        "machine": machine(model.device),
+        "machine": machine(torch.device(cfg.MODEL.DEVICE)),
         "setting": {
             "mode": arguments.mode,
             "config": arguments.config_file or "default",
@@ -99,9 +99,10 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
             "classes": cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
             **_mode_setting(arguments),
         },
-        "model": parameters_and_operations(model, *arguments.size),
     }
-    del model
+    if arguments.mode == "data":
+        return results | {"data": _data(arguments)}
+    results["model"] = parameters_and_operations(random_model(cfg), *arguments.size)
     if arguments.mode == "evaluation":
         return results | {"evaluation": _evaluation(arguments)}
     results |= _speed(arguments)
@@ -116,6 +117,8 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
 def _mode_setting(arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.mode == "training":
         return {"batch": arguments.batch, "segments": arguments.segments}
+    if arguments.mode == "data":
+        return {"segments": arguments.segments}
     return {"task": arguments.task, "predictions": arguments.predictions}
 
 
@@ -191,6 +194,14 @@ def _evaluation(arguments: argparse.Namespace) -> dict[str, Any]:
         return evaluation_speed.measure(
             cfg, name, arguments.precision[0], arguments.predictions, Path(folder) / "scores"
         )
+
+
+def _data(arguments: argparse.Namespace) -> dict[str, Any]:
+    height, width = arguments.size
+    cfg = benchmark_config(arguments.config_file, arguments.opts)
+    setting = data_speed.Setting(cfg, (height, width), arguments.segments)
+    with tempfile.TemporaryDirectory() as folder:
+        return data_speed.measure(setting, Path(folder), arguments.rounds)
 
 
 def _alone(arguments: argparse.Namespace) -> dict[str, float]:

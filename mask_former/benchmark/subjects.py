@@ -13,7 +13,7 @@ from detectron2.config import CfgNode
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from mask_former.config import load_config
+from mask_former.config import load_config, merge_opts
 from mask_former.model_zoo import config_file as published
 from mask_former.prediction.building import build_model
 
@@ -27,7 +27,7 @@ def benchmark_config(config_file: str | None, opts: Sequence[str]) -> CfgNode:
     """Return the configuration without data sets and weights, for nothing is read but pictures."""
     cfg = load_config(config_file or published(DEFAULT_CONFIG))
     # Thing classes do not change the time; the first half stands for them, see `random_model`.
-    cfg.merge_from_list(["DATASETS.TRAIN", (), "DATASETS.TEST", (), "MODEL.WEIGHTS", "", *opts])
+    merge_opts(cfg, ["DATASETS.TRAIN", (), "DATASETS.TEST", (), "MODEL.WEIGHTS", "", *opts])
     return cfg
 
 

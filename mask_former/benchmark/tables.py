@@ -1,6 +1,7 @@
 """What was measured, as text or as Markdown for a README."""
 
 from collections.abc import Mapping, Sequence
+from statistics import median
 from typing import Any
 
 
@@ -27,7 +28,25 @@ def report(results: Mapping[str, Any]) -> str:
         found = results["evaluation"]
         row = [str(found["pictures"]), *(f"{found[key]:.2f}" for key in ("whole_s", "network_s", "ratio"))]
         parts.append(table(["pictures", "evaluation, s", "network alone, s", "ratio"], [row]))
+    if "data" in results:
+        parts += _data(results["data"])
     return "\n\n".join(parts) + "\n"
+
+
+def _data(found: Mapping[str, Any]) -> list[str]:
+    ours, plain = found["mapper"]["ours"], found["mapper"]["plain"]
+    ratios = {"ours / plain": [one / other for one, other in zip(ours, plain, strict=True)]}
+    rows = [[name, _median(rates)] for name, rates in found["mapper"].items()]
+    loaders = [[str(workers), f"{rate:.1f}"] for workers, rate in found["loader"].items()]
+    return [
+        table(["mapper on one core", "samples a second, median"], rows),
+        _ratios({name: {"median": median(pairs), "pairs": pairs} for name, pairs in ratios.items()}),
+        table(["workers of the loader", "samples a second"], loaders),
+    ]
+
+
+def _median(values: Sequence[float]) -> str:
+    return f"{median(values):.1f}"
 
 
 def _heading(results: Mapping[str, Any]) -> str:

@@ -24,7 +24,8 @@ def recompute_activations(model: nn.Module) -> int:
         if isinstance(module, SwinStage):
             module.use_checkpoint = True
         elif isinstance(module, CNNBlockBase | EncoderLayer | DecoderLayer):
-            module.forward = functools.partial(_recomputed, module.forward)
+            block: Any = module
+            block.forward = functools.partial(_recomputed, block.forward)
         else:
             continue
         changed += 1
