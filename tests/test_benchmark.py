@@ -157,7 +157,7 @@ def test_help_names_every_mode(capsys):
     with pytest.raises(SystemExit) as stopped:
         main(["--help"])
     assert stopped.value.code == 0
-    assert "inference,training,evaluation,data" in capsys.readouterr().out
+    assert "inference,training,evaluation,data,models" in capsys.readouterr().out
 
 
 def test_inference_is_measured_by_stage_and_compared(config_file, tmp_path, capsys):
@@ -215,6 +215,25 @@ def test_an_evaluation_is_measured_as_a_whole(config_file, tmp_path):
     assert found["pictures"] == 3
     assert found["whole_s"] > 0
     assert found["ratio"] == found["whole_s"] / found["network_s"]
+
+
+def test_models_are_listed_with_their_size_time_and_memory(config_file, tmp_path):
+    other = tmp_path / "more_queries.yaml"
+    other.write_text(f"_BASE_: {config_file}\nMODEL: {{MASK_FORMER: {{NUM_OBJECT_QUERIES: 9}}}}\n")
+    words = ["models", "--config-file", config_file, str(other), "--size", "64", "96", "--rounds", "1"]
+    assert main([*words, "--markdown", str(tmp_path / "models.md")]) == 0
+    heading, names, _, *rows = (tmp_path / "models.md").read_text().replace("\n\n", "\n").splitlines()
+    assert "size 64x96" in heading
+    cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in (names, *rows)]
+    assert cells[0] == ["model", "parameters, M", "multiply-adds, G", "float32, ms", "float32, MiB"]
+    assert [row[0] for row in cells[1:]] == ["tiny", "more_queries"]
+    assert all(float(value) > 0 for row in cells[1:] for value in row[1:])
+
+
+def test_several_configurations_are_for_models_alone(config_file, capsys):
+    with pytest.raises(SystemExit):
+        main(["--config-file", config_file, config_file, "--size", "64", "96"])
+    assert "takes one file in mode inference" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("mapper", ["mask_former_semantic", "mask_former_panoptic"])

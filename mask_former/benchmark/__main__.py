@@ -12,6 +12,7 @@ import torch
 
 from mask_former.benchmark import data_speed, evaluation_speed, inference_speed, training_speed
 from mask_former.benchmark.subjects import (
+    DEFAULT_CONFIG,
     PREDICTIONS,
     benchmark_config,
     machine,
@@ -29,12 +30,14 @@ from mask_former.benchmark.timing import (
     summary,
 )
 
+MODES = ("inference", "training", "evaluation", "data", "models")
 EXAMPLES = """examples:
   python -m mask_former.benchmark --config-file configs/ade20k-150/maskformer_R50_bs16_160k.yaml \\
       --size 512 683 --compare naive transformers --predictions settled
   python -m mask_former.benchmark training --size 512 512 --batch 2 --segments 20 --compare plain --memory
   python -m mask_former.benchmark evaluation --size 640 1280 --pictures 50
   python -m mask_former.benchmark data --size 512 683 --segments 40
+  python -m mask_former.benchmark models --config-file configs/ade20k-150/*.yaml --markdown models.md
 
 Weights are random: times do not depend on them, apart from --predictions. Each comparison is the median of
 the ratios of pairs of runs that took turns on the same machine."""
@@ -48,10 +51,13 @@ def argument_parser() -> argparse.ArgumentParser:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("mode", nargs="?", choices=MODES, default="inference")
     parser.add_argument(
-        "mode", nargs="?", choices=("inference", "training", "evaluation", "data"), default="inference"
+        "--config-file",
+        nargs="+",
+        default=[None],
+        help="a configuration, in mode models one or more (default: that of the package)",
     )
-    parser.add_argument("--config-file", help="a configuration (default: that of the package)")
     parser.add_argument("--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), default=(512, 683))
     parser.add_argument("--rounds", type=int, default=7, help="runs of each variant (default: 7)")
     parser.add_argument("--threads", type=int, help="threads of torch (default: its own choice)")
@@ -89,6 +95,8 @@ def argument_parser() -> argparse.ArgumentParser:
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     """Return all that was asked for."""
+    if arguments.mode == "models":
+        return _models(arguments)
     cfg = benchmark_config(arguments.config_file, arguments.opts)
     results: dict[str, Any] = {
         "machine": machine(torch.device(cfg.MODEL.DEVICE)),
@@ -108,10 +116,20 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     results |= _speed(arguments)
     if arguments.memory:
         results["peak_memory_mib"] = {
-            variant: in_own_process(["--alone", variant, *arguments.raw])["peak_mib"]
+            variant: in_own_process(_words_for_one(arguments, variant))["peak_mib"]
             for variant in _variants(arguments)
         }
     return results
+
+
+def _words_for_one(arguments: argparse.Namespace, variant: str) -> list[str]:
+    """Return the command line that runs one variant alone."""
+    words = [arguments.mode, "--alone", variant, "--size", *map(str, arguments.size)]
+    for name in ("config_file", "threads", "predictions", "task", "batch", "segments"):
+        value = getattr(arguments, name)
+        if value is not None:
+            words += [f"--{name.replace('_', '-')}", str(value)]
+    return [*words, "--opts", *map(str, arguments.opts)]
 
 
 def _mode_setting(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -196,6 +214,18 @@ def _evaluation(arguments: argparse.Namespace) -> dict[str, Any]:
         )
 
 
+def _models(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return what inference costs with each configuration, by the name of its file."""
+    found: dict[str, Any] = {}
+    for config_file in arguments.config_files:
+        changes = {"mode": "inference", "config_file": config_file, "compare": [], "memory": True}
+        one = argparse.Namespace(**{**vars(arguments), **changes})
+        found[Path(config_file or DEFAULT_CONFIG).stem] = measure(one)
+    first = next(iter(found.values()))
+    setting = {key: first["setting"][key] for key in ("size", "task", "predictions")}
+    return {"machine": first["machine"], "setting": {"mode": "models", **setting}, "models": found}
+
+
 def _data(arguments: argparse.Namespace) -> dict[str, Any]:
     height, width = arguments.size
     cfg = benchmark_config(arguments.config_file, arguments.opts)
@@ -213,11 +243,20 @@ def _alone(arguments: argparse.Namespace) -> dict[str, float]:
     return {"peak_mib": peak_memory(torch.device(arguments.device))}
 
 
+def parse(words: Sequence[str]) -> argparse.Namespace:
+    """Return the arguments of a command line."""
+    parser = argument_parser()
+    arguments = parser.parse_args(words)
+    arguments.config_files = arguments.config_file
+    if arguments.mode != "models" and len(arguments.config_files) > 1:
+        parser.error(f"--config-file takes one file in mode {arguments.mode}, several in mode models alone")
+    (arguments.config_file, *_) = arguments.config_files
+    return arguments
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print and write; return the exit status."""
-    raw = list(sys.argv[1:] if argv is None else argv)
-    arguments = argument_parser().parse_args(raw)
-    arguments.raw = raw
+    arguments = parse(sys.argv[1:] if argv is None else argv)
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     try:

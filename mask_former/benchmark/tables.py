@@ -28,9 +28,26 @@ def report(results: Mapping[str, Any]) -> str:
         found = results["evaluation"]
         row = [str(found["pictures"]), *(f"{found[key]:.2f}" for key in ("whole_s", "network_s", "ratio"))]
         parts.append(table(["pictures", "evaluation, s", "network alone, s", "ratio"], [row]))
+    if "models" in results:
+        parts.append(_models(results["models"]))
     if "data" in results:
         parts += _data(results["data"])
     return "\n\n".join(parts) + "\n"
+
+
+def _models(models: Mapping[str, Mapping[str, Any]]) -> str:
+    """One row a model: its size, and for each way to run it time and memory."""
+    variants = list(next(iter(models.values()))["variants"])
+    header = ["model", "parameters, M", "multiply-adds, G"]
+    header += [f"{variant}, {what}" for variant in variants for what in ("ms", "MiB")]
+    rows = []
+    for name, found in models.items():
+        row = [name, *(f"{found['model'][key]:.1f}" for key in ("parameters_million", "multiply_adds_1e9"))]
+        for variant in variants:
+            row.append(f"{found['variants'][variant]['all']['median_ms']:.0f}")
+            row.append(f"{found['peak_memory_mib'][variant]:.0f}")
+        rows.append(row)
+    return table(header, rows)
 
 
 def _data(found: Mapping[str, Any]) -> list[str]:
