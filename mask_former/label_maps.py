@@ -24,23 +24,10 @@ import torch
 from torch import Tensor
 
 from mask_former.arithmetic import index_of_first, index_of_highest, product
-from mask_former.resizing import Size, Sizes, Windows, values_at, windows
-from mask_former.strips import mask_probs_at, strip_numbers
+from mask_former.label_blocks import MANY_CLASSES, ROUNDING, Picture, competitors, cut_into_blocks
+from mask_former.resizing import Size, Sizes, values_at, windows
+from mask_former.strips import strip_numbers
 from mask_former.threads import side_by_side
-
-# Side of a block in cells, and how many numbers (queries or classes, times cells) a row of blocks has at
-# least: in pictures with fewer, blocks are higher, since many small steps would take longer.
-BLOCK = 12
-ROW_NUMBERS = 1 << 18
-
-# Blocks with more competitors are worth an effort to have less.
-MANY_CLASSES = 48
-
-# So many queries say what score the best class of a pixel has at least.
-STRONG_QUERIES = 12
-
-# Of a score: an upper bound on what float32 loses in a sum of some hundred products.
-ROUNDING = 1e-5
 
 # A function of values that lie in a range r, at their mean, differs from its mean by at most r^2 / 8 times
 # its highest second derivative, which for the sigmoid is 1 / (6 sqrt 3).
@@ -48,40 +35,6 @@ BENDING = 1 / (8 * 6 * 3**0.5)
 
 # Masks that together cause no more than this share of the doubt are not resized with the others.
 SHARE_OF_DOUBT = 0.01
-
-
-class _Picture(NamedTuple):
-    """What labels are made of; see `pruned_labels`."""
-
-    class_probs: Tensor
-    mask_logits: Tensor
-    sizes: Sizes
-    resize_logits: bool
-    rows: Windows
-    columns: Windows
-
-    @property
-    def grid(self) -> Size:
-        """The size of the mask grid."""
-        height, width = self.mask_logits.shape[1:]
-        return height, width
-
-
-class _Blocks(NamedTuple):
-    """The picture cut into r x c blocks.
-
-    rows: of the output, in each row of blocks.
-    columns: of the output, in each column of blocks.
-    high: (Q, r, c), what the mask probabilities are at most.
-    competes: (K, r, c) bool, the favourite of each block and its rivals; never none.
-    most: (K, r, c), what the scores are at most.
-    """
-
-    rows: list[range]
-    columns: list[range]
-    high: Tensor
-    competes: Tensor
-    most: Tensor
 
 
 class _Part(NamedTuple):
@@ -139,14 +92,14 @@ def pruned_labels(
         resize_logits: bring mask logits (True) or scores (False) to the output size.
     """
     rows, columns = (windows(sizes, axis, mask_logits.shape[1 + axis]) for axis in (0, 1))
-    picture = _Picture(class_probs, mask_logits, sizes, resize_logits, rows, columns)
-    blocks = _blocks(picture)
+    picture = Picture(class_probs, mask_logits, sizes, resize_logits, rows, columns)
+    blocks = cut_into_blocks(picture)
     labels = torch.empty(sizes.output, dtype=torch.int64, device=class_probs.device)
 
     def label(number: int) -> None:
         rows = blocks.rows[number]
         stripe = labels[rows.start : rows.stop]
-        competes = _competitors(picture, blocks, number)
+        competes = competitors(picture, blocks, number)
         for favourite, columns in zip(index_of_first(competes).tolist(), blocks.columns, strict=True):
             stripe[:, columns.start : columns.stop] = favourite
         for first, last in _parts(competes.sum(0).tolist()):
@@ -156,45 +109,6 @@ def pruned_labels(
 
     side_by_side(label, range(len(blocks.rows)), class_probs.device)
     return labels
-
-
-def _blocks(picture: _Picture) -> _Blocks:
-    """Cut the picture into blocks and compare the classes in each."""
-    class_probs = picture.class_probs
-    height = ROW_NUMBERS // (max(class_probs.shape) * picture.grid[1])
-    rows, columns = _block_spans(picture, 0, max(BLOCK, height)), _block_spans(picture, 1, BLOCK)
-    low, high = _extremes(
-        picture.mask_logits,
-        [picture.rows.cells(some) for some in rows],
-        [picture.columns.cells(some) for some in columns],
-    )
-    low, high = low.flatten(1).sigmoid(), high.flatten(1).sigmoid()
-    half = (high - low) / 2
-    scores = product(class_probs.t(), low + half)
-    best, favourite = scores.max(0)
-    rounding = ROUNDING * product(class_probs.amax(1)[None], high)[0]
-    competes = torch.empty_like(scores, dtype=torch.bool)
-    for chosen in favourite.unique().tolist():
-        blocks = (favourite == chosen).nonzero().squeeze(1)
-        # How far behind a class is in the middle, and what it can make good somewhere in the block.
-        behind = best[blocks] - scores.index_select(1, blocks)
-        difference = (class_probs - class_probs[:, chosen : chosen + 1]).abs_()
-        reach = product(difference.t(), half.index_select(1, blocks)).add_(rounding[blocks])
-        behind[chosen] = -1
-        # Said so that what is not a number competes.
-        competes.index_copy_(1, blocks, (reach < behind).logical_not_())
-    shape = (len(rows), len(columns))
-    most = scores.add_(product(class_probs.t(), half)).mul_(1 + ROUNDING)
-    return _Blocks(
-        rows, columns, high.unflatten(1, shape), competes.unflatten(1, shape), most.unflatten(1, shape)
-    )
-
-
-def _block_spans(picture: _Picture, axis: int, cells: int) -> list[range]:
-    """Return the rows (or columns) of the output that blocks of so many cells along an axis have."""
-    padded, image, output = (size[axis] for size in picture.sizes)
-    edge = max(1, round(cells * padded / picture.grid[axis] * output / image))
-    return [range(start, min(start + edge, output)) for start in range(0, output, edge)]
 
 
 def _parts(competitors: list[int]) -> Iterator[tuple[int, int]]:
@@ -208,34 +122,7 @@ def _parts(competitors: list[int]) -> Iterator[tuple[int, int]]:
             yield open_blocks[0], open_blocks[-1]
 
 
-def _competitors(picture: _Picture, blocks: _Blocks, number: int) -> Tensor:
-    """Return which classes (K, block columns) may be best somewhere in each block of a row of them."""
-    competes = blocks.competes[:, number]
-    if int(competes.sum(0).amax()) <= MANY_CLASSES:
-        return competes
-    # The best class of a pixel has at least the score that one query alone gives to its favourite class.
-    weights = picture.class_probs.amax(1)
-    reach = weights * blocks.high[:, number].amax(1)
-    strong = reach.topk(min(STRONG_QUERIES, len(reach))).indices
-    rows, logits = blocks.rows[number], picture.mask_logits.index_select(0, strong)
-    floor = mask_probs_at(logits, picture.sizes, rows, picture.resize_logits)
-    floor = floor.mul_(weights[strong, None, None]).amax(0).amin(0)
-    floor = torch.stack([floor[columns.start : columns.stop].amin() for columns in blocks.columns])
-    return competes & (blocks.most[:, number] < floor).logical_not_()
-
-
-def _extremes(maps: Tensor, rows: list[range], columns: list[range]) -> tuple[Tensor, Tensor]:
-    """Return the lowest and the highest value (N, rows, columns) of (N, h, w) maps in each span of cells."""
-    stripes = [maps[:, span.start : span.stop].float() for span in rows]
-    low = torch.stack([stripe.amin(1) for stripe in stripes], 1)
-    high = torch.stack([stripe.amax(1) for stripe in stripes], 1)
-    return (
-        torch.stack([low[..., span.start : span.stop].amin(2) for span in columns], 2),
-        torch.stack([high[..., span.start : span.stop].amax(2) for span in columns], 2),
-    )
-
-
-def _part_labels(picture: _Picture, rows: range, columns: range, classes: Tensor) -> Tensor:
+def _part_labels(picture: Picture, rows: range, columns: range, classes: Tensor) -> Tensor:
     """Return the labels (rows, columns) of a part of the picture, given the classes that are left there."""
     part = _part(picture, rows, columns, classes)
     contest = _contest(part, (picture.rows.length, picture.columns.length))
@@ -254,7 +141,7 @@ def _part_labels(picture: _Picture, rows: range, columns: range, classes: Tensor
     return labels
 
 
-def _part(picture: _Picture, rows: range, columns: range, classes: Tensor) -> _Part:
+def _part(picture: Picture, rows: range, columns: range, classes: Tensor) -> _Part:
     cell_rows, cell_columns = picture.rows.cells(rows), picture.columns.cells(columns)
     logits = picture.mask_logits[:, cell_rows.start : cell_rows.stop, cell_columns.start : cell_columns.stop]
     logits = logits.float().contiguous()
@@ -306,7 +193,7 @@ def _in_windows(maps: Tensor, size: Size, extreme: Callable[..., Tensor]) -> Ten
     return maps
 
 
-def _pixel_labels(picture: _Picture, part: _Part, left: Tensor, rounding: Tensor, pixels: _Pixels) -> Tensor:
+def _pixel_labels(picture: Picture, part: _Part, left: Tensor, rounding: Tensor, pixels: _Pixels) -> Tensor:
     """Return the labels (n,) of pixels, as indices of `left`.
 
     Args:
@@ -356,7 +243,7 @@ def _queries_to_resize(class_probs: Tensor, gap: Tensor) -> Iterator[Tensor]:
     yield ~none
 
 
-def _mask_probs(picture: _Picture, part: _Part, queries: Tensor, pixels: _Pixels) -> Tensor:
+def _mask_probs(picture: Picture, part: _Part, queries: Tensor, pixels: _Pixels) -> Tensor:
     """Return the mask probabilities (N, n) of some queries, (Q,) bool, at some pixels."""
     if picture.resize_logits:
         return _values_at(part.logits[queries], picture, part, pixels).sigmoid_()
@@ -365,7 +252,7 @@ def _mask_probs(picture: _Picture, part: _Part, queries: Tensor, pixels: _Pixels
 
 def _values_at(
     maps: Tensor,
-    picture: _Picture,
+    picture: Picture,
     part: _Part,
     pixels: _Pixels,
     on_image: Callable[[Tensor], Tensor] | None = None,

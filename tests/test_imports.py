@@ -19,7 +19,8 @@ ALLOWED = {
     "arithmetic": set(),
     "resizing": set(),
     "strips": {"resizing"},
-    "label_maps": {"arithmetic", "resizing", "strips", "threads"},
+    "label_blocks": {"arithmetic", "resizing", "strips"},
+    "label_maps": {"arithmetic", "label_blocks", "resizing", "strips", "threads"},
     "inference": {"arithmetic", "label_maps", "resizing", "strips", "threads"},
     # The model.
     "modeling.structures": set(),

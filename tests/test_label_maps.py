@@ -4,7 +4,7 @@ import pytest
 import torch
 from published_order import published_mask_logits, published_scores
 
-from mask_former import label_maps, strips
+from mask_former import label_blocks, label_maps, strips
 from mask_former.label_maps import pruned_labels
 from mask_former.resizing import Sizes, values_at, windows
 from mask_former.strips import mask_probs_at
@@ -89,9 +89,10 @@ def test_resizing_fewer_masks_at_first_changes_no_label(share, monkeypatch):
 @pytest.mark.parametrize("block", [1, 2, 5, 100])
 @pytest.mark.parametrize("many_classes", [0, 4, 1000])
 def test_labels_do_not_depend_on_how_the_picture_is_cut(block, many_classes, monkeypatch):
-    monkeypatch.setattr(label_maps, "BLOCK", block)
-    monkeypatch.setattr(label_maps, "ROW_NUMBERS", block * block * 21)
+    monkeypatch.setattr(label_blocks, "BLOCK", block)
+    monkeypatch.setattr(label_blocks, "ROW_NUMBERS", block * block * 21)
     monkeypatch.setattr(label_maps, "MANY_CLASSES", many_classes)
+    monkeypatch.setattr(label_blocks, "MANY_CLASSES", many_classes)
     for sizes in (SIZES[1], SIZES[2]):
         masks = smooth_masks(21, (16, 24), 7)
         for predictions in (settled_logits, random_logits):
