@@ -22,6 +22,7 @@ def index_of_first(is_chosen: Tensor) -> Tensor:
     """Return the first index (...) along N at which (N, ...) bool is set, the last index where none is."""
     count = len(is_chosen)
     # Highest for the first index, so that it survives the others.
-    marks = torch.arange(count, 0, -1, dtype=torch.int16, device=is_chosen.device)
-    marked = is_chosen.to(torch.int16).mul_(marks.view(-1, *[1] * (is_chosen.ndim - 1)))
+    kind = torch.int16 if count < 2**15 else torch.int32
+    marks = torch.arange(count, 0, -1, dtype=kind, device=is_chosen.device)
+    marked = is_chosen.to(kind).mul_(marks.view(-1, *[1] * (is_chosen.ndim - 1)))
     return (count - marked.amax(0).long()).clamp_(max=count - 1)

@@ -62,7 +62,7 @@ def semantic_labels(
 ) -> Tensor:
     """Return the (H, W) int64 label map: at each pixel the class of the highest of `semantic_scores`.
 
-    Memory does not grow with the number of classes. On CPUs most of the work is left out where it cannot
+    Memory hardly grows with the number of classes. On CPUs most of the work is left out where it cannot
     matter, with proof, see `label_maps.py`; elsewhere, since a device that waits for the host's choices gains
     nothing, and where there is little work, all scores are computed, for few pixels at a time.
     """
@@ -125,7 +125,7 @@ def panoptic(
     scores, labels = scores[queries], labels[queries]
     winner, mask_area = _winning_query(scores, mask_logits[queries], sizes)
     won_area = torch.bincount(winner.flatten(), minlength=len(queries))
-    # The only copy to the host: four numbers a query. float64 holds areas and scores exactly.
+    # One copy to the host for all queries: four numbers each. float64 holds areas and scores exactly.
     facts = torch.stack([column.double() for column in (labels, scores, won_area, mask_area)], dim=1).tolist()
     id_of_query, segments = _segments_of_queries(facts, thing_ids, overlap_threshold)
     id_table = torch.tensor(id_of_query, dtype=torch.int32).to(winner.device, non_blocking=True)

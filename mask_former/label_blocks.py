@@ -20,7 +20,8 @@ MANY_CLASSES = 48
 # So many queries say what score the best class of a pixel has at least.
 STRONG_QUERIES = 12
 
-# Of a score: an upper bound on what float32 loses in a sum of some hundred products.
+# Of a score: more than what float32 loses in a sum of some hundred products in practice, since errors cancel;
+# the worst case would be 2^-24 a product.
 ROUNDING = 1e-5
 
 

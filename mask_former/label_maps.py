@@ -85,6 +85,8 @@ def pruned_labels(
 ) -> Tensor:
     """Return the (H, W) int64 map of the class with the highest score at each pixel, the first in a tie.
 
+    For tensors on the CPU.
+
     Args:
         class_probs: (Q, K) float32, without "no object".
         mask_logits: (Q, h, w) float.
@@ -160,7 +162,7 @@ def _contest(part: _Part, size: Size) -> _Contest:
     for at_cell in _shifted(scores, size):
         favourite_score = at_cell.gather(0, favourite)
         torch.maximum(behind, at_cell - favourite_score, out=behind)
-        torch.maximum(best, favourite_score, out=best)
+        torch.maximum(best, at_cell.amax(0, keepdim=True), out=best)
     rounding = best.mul_(2 * ROUNDING)
     # Said so that what is not a number competes; the favourite does, for it is behind by nothing.
     competes = (behind + slack < -(slack.gather(0, favourite) + rounding)).logical_not_()
@@ -240,7 +242,8 @@ def _queries_to_resize(class_probs: Tensor, gap: Tensor) -> Iterator[Tensor]:
     doubt, order = ((class_probs.amax(0) - class_probs.amin(0)) * gap.mean((1, 2))).sort()
     few = int((doubt.cumsum(0) <= SHARE_OF_DOUBT * doubt.sum()).sum())
     yield none.index_fill(0, order[few:], True)
-    yield ~none
+    if few:
+        yield ~none
 
 
 def _mask_probs(picture: Picture, part: _Part, queries: Tensor, pixels: _Pixels) -> Tensor:

@@ -32,6 +32,8 @@ class Sizes(NamedTuple):
 
 def neighbours(wanted: Tensor, source_length: int, length: int) -> tuple[Tensor, Tensor, Tensor]:
     """Return the two entries of the source that each wanted one is made of, and the second one's weight."""
+    if source_length == length:
+        return wanted, wanted, torch.zeros_like(wanted, dtype=torch.float32)
     position = ((wanted.float() + 0.5) * (source_length / length) - 0.5).clamp_(min=0)
     first = position.long().clamp_(max=source_length - 1)
     second = (first + 1).clamp_(max=source_length - 1)
@@ -39,7 +41,7 @@ def neighbours(wanted: Tensor, source_length: int, length: int) -> tuple[Tensor,
 
 
 def source_rows(rows: range, source_length: int, length: int) -> range:
-    """Return the rows of the source that `rows` of the result are made of, and perhaps one more."""
+    """Return the rows of the source that `rows` of the result are made of, perhaps one more at either end."""
     first, _ = _source_span(rows.start, source_length, length)
     _, last = _source_span(rows.stop - 1, source_length, length)
     return range(int(first), int(last) + 1)

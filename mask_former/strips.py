@@ -37,7 +37,9 @@ def mask_prob_strips(
 def strips_of(mask_logits: Tensor, sizes: Sizes) -> list[range]:
     """Return the rows of each strip of `mask_prob_strips`."""
     height, width = sizes.output
-    numbers_a_row = max(1, len(mask_logits)) * max(width, sizes.image[1])
+    # Where the output is smaller than the image, each of its rows stands for several.
+    image_rows = max(1, -(-sizes.image[0] // height))
+    numbers_a_row = max(1, len(mask_logits)) * max(width, sizes.padded[1]) * image_rows
     strip_height = max(1, strip_numbers(mask_logits.device) // numbers_a_row)
     return [range(start, min(start + strip_height, height)) for start in range(0, height, strip_height)]
 

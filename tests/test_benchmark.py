@@ -11,6 +11,7 @@ from published_order import published_scores
 from tiny_models import NUM_CLASSES, TINY, tiny_config, training_picture
 
 from mask_former import inference
+from mask_former.benchmark import __main__ as program
 from mask_former.benchmark import data_speed, plain
 from mask_former.benchmark.__main__ import main
 from mask_former.benchmark.evaluation_speed import register_pictures
@@ -230,6 +231,19 @@ def test_models_are_listed_with_their_size_time_and_memory(config_file, tmp_path
     assert all(float(value) > 0 for row in cells[1:] for value in row[1:])
 
 
+def test_a_process_that_fails_leaves_the_other_figures(config_file, tmp_path, monkeypatch, capsys):
+    def killed(words):
+        raise RuntimeError(f"{words[0]} was killed")
+
+    monkeypatch.setattr(program, "in_own_process", killed)
+    words = ["--config-file", config_file, "--size", "64", "96", "--rounds", "1", "--memory"]
+    assert main([*words, "--json", str(tmp_path / "out.json")]) == 0
+    printed = capsys.readouterr()
+    assert "no peak memory of float32: inference was killed" in printed.err
+    assert "| float32                     | failed " in printed.out
+    assert json.loads((tmp_path / "out.json").read_text())["variants"]["float32"]
+
+
 def test_several_configurations_are_for_models_alone(config_file, capsys):
     with pytest.raises(SystemExit):
         main(["--config-file", config_file, config_file, "--size", "64", "96"])
@@ -282,6 +296,7 @@ def test_labels_of_many_classes_are_written_in_16_bits(tmp_path):
         (["--compare", "nobody"], "--compare nobody: in mode inference, expected naive or transformers"),
         (["training", "--compare", "naive"], "in mode training, expected plain"),
         (["--task", "panoptic", "--compare", "naive"], "label maps only"),
+        (["evaluation", "--memory"], "mode evaluation takes one --precision"),
         (["data", "--segments", "9"], "--segments is 9, but a label map has 5 classes at most"),
         (["data", "--opts", "INPUT.DATASET_MAPPER_NAME", "x"], "mode data measures mask_former_semantic and"),
         (["training", "--segments", "9"], "--segments is 9, but a label map has 5 classes at most"),

@@ -134,6 +134,16 @@ def test_the_memory_of_labels_does_not_grow_with_classes():
     assert largest[847] < 847 * 300 * 600 / 100
 
 
+def test_strips_stay_small_where_the_output_is_smaller_than_the_picture():
+    class_logits, mask_logits = random_logits(30, 5, (64, 128))
+    sizes = Sizes((256, 512), (250, 512), (16, 32))
+    expected = published_scores(class_logits, mask_logits, sizes, False)
+    with LargestTensor() as watch:
+        scores = semantic_scores(class_logits, mask_logits, sizes)
+    assert watch.numbers <= strips._STRIP_NUMBERS["cpu"] < 30 * 250 * 512
+    assert torch.allclose(scores, expected, atol=5e-6, rtol=0)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_logits_are_computed_in_float32(dtype):
     class_logits, mask_logits = (logits.to(dtype) for logits in random_logits())

@@ -1,4 +1,4 @@
-"""Label maps by tiles, with proof: the same labels as all scores at all pixels, whatever is left out."""
+"""Label maps with proof: the same labels as all scores at all pixels, whatever is left out."""
 
 import pytest
 import torch
@@ -198,6 +198,27 @@ def test_values_at_pixels_are_those_of_whole_maps(sizes):
     assert torch.allclose(values_at(*there), resized[:, pixels[0], pixels[1]], atol=1e-5)
     probs = mask_probs_at(masks, sizes, range(sizes.output[0]), resize_logits=False)
     assert torch.allclose(values_at(*there, torch.sigmoid), probs[:, pixels[0], pixels[1]], atol=1e-5)
+
+
+@pytest.mark.parametrize("queries", [1, 2])
+@pytest.mark.parametrize("classes", [1, 2])
+def test_one_query_or_one_class_will_do(queries, classes):
+    assert_same_labels(random_logits(queries, classes, 0), smooth_masks(queries, (16, 24), 0), SIZES[2])
+
+
+@pytest.mark.parametrize("resize_logits", [False, True])
+def test_small_and_large_outputs_of_a_picture(resize_logits):
+    for output in ((5, 7), (9, 190), (300, 8), (400, 500)):
+        sizes = Sizes((128, 192), (120, 190), output)
+        for predictions in (settled_logits, random_logits):
+            assert_same_labels(predictions(21, 30, 7), smooth_masks(21, (32, 48), 7), sizes, resize_logits)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_masks_are_those_of_the_same_numbers(dtype):
+    probs = settled_logits(12, 9, 0).softmax(1)[:, :-1]
+    masks = smooth_masks(12, (16, 24), 0).to(dtype)
+    assert torch.equal(pruned_labels(probs, masks, SIZES[1]), pruned_labels(probs, masks.float(), SIZES[1]))
 
 
 def test_inputs_are_left_as_they_are():

@@ -71,6 +71,18 @@ def test_most_points_lie_where_the_mask_is_least_sure():
     assert (sureness > 5).float().mean() > 0.08
 
 
+def test_a_mask_that_is_as_sure_everywhere_is_looked_at_evenly():
+    torch.manual_seed(0)
+    points = _unsure_points(torch.full((2, 8, 8), 10.0), 2000)
+    in_frame = ((points < 1 / 16) | (points > 15 / 16)).any(-1).float().mean()
+    assert abs(float(in_frame) - (1 - (14 / 16) ** 2)) < 0.03
+
+
+def test_a_negative_number_of_points_is_refused():
+    with pytest.raises(ValueError, match=r"LOSS_POINTS is -1, expected at least 0"):
+        build_model(tiny_config(LOSS_POINTS=-1))
+
+
 def test_many_points_give_the_costs_of_the_mask_grid():
     # Targets of whole cells and logits that differ little between cells, so that both see the same.
     predictions, targets = random_scene([3, 1], grid=(8, 8), size=(32, 32))

@@ -14,7 +14,7 @@ SWIN = [
     *("MODEL.SWIN.DEPTHS", [1, 1, 2, 1], "MODEL.SWIN.NUM_HEADS", [1, 2, 2, 4], "MODEL.SWIN.WINDOW_SIZE", 4),
     *("MODEL.SWIN.DROP_PATH_RATE", 0.2),
 ]
-BACKBONES = {"ResNet": [], "Swin": SWIN}
+BACKBONES = {"ResNet": [], "ResNet with BN": ["MODEL.RESNETS.NORM", "BN"], "Swin": SWIN}
 
 
 def model_and_batch(backbone):
@@ -54,6 +54,10 @@ def test_gradients_are_the_same_and_less_is_held(backbone):
     for one, other in zip(plain.parameters(), saving.parameters(), strict=True):
         assert (one.grad is None) == (other.grad is None)
         assert one.grad is None or torch.equal(one.grad, other.grad)
+    # Running statistics, too, count the batch once.
+    assert len(list(plain.buffers())) == len(list(saving.buffers()))
+    for one, other in zip(plain.buffers(), saving.buffers(), strict=True):
+        assert torch.equal(one, other)
     assert saving_held < 0.8 * held
 
 

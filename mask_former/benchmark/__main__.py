@@ -116,10 +116,19 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     results |= _speed(arguments)
     if arguments.memory:
         results["peak_memory_mib"] = {
-            variant: in_own_process(_words_for_one(arguments, variant))["peak_mib"]
-            for variant in _variants(arguments)
+            variant: _memory(arguments, variant) for variant in _variants(arguments)
         }
     return results
+
+
+def _memory(arguments: argparse.Namespace, variant: str) -> float | None:
+    """Return the peak memory of a process that runs one variant alone, None where that failed."""
+    try:
+        peak: float = in_own_process(_words_for_one(arguments, variant))["peak_mib"]
+    except RuntimeError as error:
+        sys.stderr.write(f"warning: no peak memory of {variant}: {error}\n")
+        return None
+    return peak
 
 
 def _words_for_one(arguments: argparse.Namespace, variant: str) -> list[str]:
@@ -137,6 +146,8 @@ def _mode_setting(arguments: argparse.Namespace) -> dict[str, Any]:
         return {"batch": arguments.batch, "segments": arguments.segments}
     if arguments.mode == "data":
         return {"segments": arguments.segments}
+    if arguments.mode == "evaluation":
+        return {"precision": arguments.precision[0], "predictions": arguments.predictions}
     return {"task": arguments.task, "predictions": arguments.predictions}
 
 
@@ -200,6 +211,8 @@ def _speed(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _evaluation(arguments: argparse.Namespace) -> dict[str, Any]:
+    if arguments.compare or arguments.memory or len(arguments.precision) > 1:
+        raise ValueError("mode evaluation takes one --precision, and neither --compare nor --memory.")
     cfg = benchmark_config(arguments.config_file, arguments.opts)
     height, width = arguments.size
     if not arguments.dataset:

@@ -18,7 +18,7 @@ from detectron2.data.detection_utils import read_image
 from PIL import Image
 from torch.nn import functional as F
 
-from mask_former.benchmark.subjects import synthetic_picture
+from mask_former.benchmark.subjects import IGNORE_LABEL, check_segments, synthetic_picture
 from mask_former.data.augmentations import crop_recipe
 from mask_former.data.loader import build_train_loader
 from mask_former.data.mapper import build_train_mapper
@@ -26,7 +26,6 @@ from mask_former.data.mapper import build_train_mapper
 NAME = "benchmark_training_pictures"
 # Samples in a run of either way, whose times are compared.
 SAMPLES = 20
-IGNORE_LABEL = 255
 PICTURE_PADDING = 128
 # Mappers that the plain way is written for, and the labels that they read.
 LABELS = {"mask_former_semantic": "sem_seg", "mask_former_panoptic": "pan_seg"}
@@ -107,9 +106,7 @@ def measure(setting: Setting, folder: Path, rounds: int) -> dict[str, Any]:
             f"INPUT.DATASET_MAPPER_NAME is {cfg.INPUT.DATASET_MAPPER_NAME}; mode data measures "
             f"{' and '.join(LABELS)}: choose one by --opts, or another --config-file."
         )
-    classes = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
-    if setting.segments > min(classes, IGNORE_LABEL):
-        raise ValueError(f"--segments is {setting.segments}, but a label map has {classes} classes at most.")
+    check_segments(setting.segments, cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES)
     entry = write_entry(folder, setting.size, setting.segments)
     ways = {"ours": build_train_mapper(cfg), "plain": plain_mapper(cfg)}
     torch_threads = torch.get_num_threads()

@@ -1,7 +1,7 @@
 """Time of an evaluation as a whole, from files to scores, beside that of the network alone."""
 
 import copy
-import itertools
+import time
 from pathlib import Path
 from typing import Any
 
@@ -67,36 +67,19 @@ def measure(cfg: CfgNode, dataset_name: str, variant: str, predictions: str, fol
         model = prepare_for_inference(model, variant, in_place=True)
     if predictions == "settled":
         model = _with_settled_classes(model)
-    _evaluate_first(model, cfg, dataset_name)
-    watch = Stopwatch(model.device)
-    pictures = 0
-    with watch.stage("whole"):
-        evaluator = build_evaluators(cfg, dataset_name, folder)
-        evaluator.reset()
-        loader = iter(build_test_loader(cfg, dataset_name))
+    pictures = list(build_test_loader(cfg, dataset_name))
+    before = _network_seconds(model, pictures)
+    start = time.perf_counter()
+    evaluator = build_evaluators(cfg, dataset_name, folder)
+    evaluator.reset()
     with torch.inference_mode():
-        while True:
-            with watch.stage("whole"):
-                batch = next(loader, None)
-                if batch is None:
-                    break
-                evaluator.process(batch, model(batch))
-            # In turns, so that a machine that slows down for a while slows both down.
-            images = model.prepare_images([picture["image"] for picture in batch])
-            with watch.stage("network"):
-                model.predict(images.tensor)
-            pictures += len(batch)
-    with watch.stage("whole"):
-        evaluator.evaluate()
-    whole, network = watch.seconds["whole"], watch.seconds["network"]
-    return {"pictures": pictures, "whole_s": whole, "network_s": network, "ratio": whole / network}
-
-
-def _evaluate_first(model: Any, cfg: CfgNode, dataset_name: str) -> None:
-    """Run some pictures: the first ones allocate and choose kernels."""
-    with torch.inference_mode():
-        for batch in itertools.islice(build_test_loader(cfg, dataset_name), WARM_UP):
-            model(batch)
+        for batch in build_test_loader(cfg, dataset_name):
+            evaluator.process(batch, model(batch))
+    evaluator.evaluate()
+    whole = time.perf_counter() - start
+    # Before and after, so that a machine that slows down in between slows both down.
+    network = (before + _network_seconds(model, pictures)) / 2
+    return {"pictures": len(pictures), "whole_s": whole, "network_s": network, "ratio": whole / network}
 
 
 def _with_settled_classes(model: Any) -> Any:
@@ -110,3 +93,14 @@ def _with_settled_classes(model: Any) -> Any:
 
     model.predict = settled
     return model
+
+
+@torch.inference_mode()
+def _network_seconds(model: Any, pictures: list[list[dict[str, Any]]]) -> float:
+    """Return the time that the network takes for pictures in memory, after some first ones."""
+    watch = Stopwatch(model.device)
+    for number, batch in enumerate([*pictures[:WARM_UP], *pictures]):
+        images = model.prepare_images([picture["image"] for picture in batch])
+        with watch.stage("first" if number < min(WARM_UP, len(pictures)) else "network"):
+            model.predict(images.tensor)
+    return watch.seconds["network"]

@@ -126,6 +126,8 @@ def _hugging_face(setting: Setting, model: Any) -> tuple[Network, PostProcessing
         write_hugging_face(model.state_dict(), cfg, names, 255, False, Path(folder))
         theirs = transformers.MaskFormerForInstanceSegmentation.from_pretrained(folder)
     theirs = without_gradients(theirs.to(model.device))
+    # Ours still prepares pictures, but shall not hold weights beside theirs.
+    model.backbone = model.sem_seg_head = None
     processor = transformers.MaskFormerImageProcessor()
     outputs: Any = None
 

@@ -20,6 +20,9 @@ from mask_former.prediction.building import build_model
 PREDICTIONS = ("random", "settled")
 
 
+# In label maps of bytes.
+IGNORE_LABEL = 255
+
 DEFAULT_CONFIG = "ade20k-150/maskformer_R50_bs16_160k.yaml"
 
 
@@ -51,6 +54,13 @@ def synthetic_picture(height: int, width: int) -> np.ndarray[Any, np.dtype[np.ui
     picture = F.interpolate(blobs, size=(height, width), mode="bilinear", align_corners=False)[0]
     picture += 20 * torch.randn(picture.shape, generator=generator)
     return picture.clamp(0, 255).byte().permute(1, 2, 0).contiguous().numpy()
+
+
+def check_segments(segments: int, classes: int) -> None:
+    """Raise ValueError where a label map of bytes cannot have so many segments, each a class."""
+    most = min(classes, IGNORE_LABEL)
+    if segments > most:
+        raise ValueError(f"--segments is {segments}, but a label map has {most} classes at most.")
 
 
 def settled_class_logits(queries: int, classes: int) -> Tensor:

@@ -19,10 +19,13 @@ def report(results: Mapping[str, Any]) -> str:
     parts = [_heading(results)]
     if "variants" in results:
         parts.append(_stages(results["variants"]))
+    if results.get("pictures_per_second"):
+        rates = [[name, f"{rate:.2f}"] for name, rate in results["pictures_per_second"].items()]
+        parts.append(table(["variant", "pictures a second"], rates))
     if results.get("ratios"):
         parts.append(_ratios(results["ratios"]))
     if results.get("peak_memory_mib"):
-        rows = [[name, f"{value:.0f}"] for name, value in results["peak_memory_mib"].items()]
+        rows = [[name, _whole(value)] for name, value in results["peak_memory_mib"].items()]
         parts.append(table(["variant, alone in a process", "peak memory, MiB"], rows))
     if "evaluation" in results:
         found = results["evaluation"]
@@ -45,14 +48,14 @@ def _models(models: Mapping[str, Mapping[str, Any]]) -> str:
         row = [name, *(f"{found['model'][key]:.1f}" for key in ("parameters_million", "multiply_adds_1e9"))]
         for variant in variants:
             row.append(f"{found['variants'][variant]['all']['median_ms']:.0f}")
-            row.append(f"{found['peak_memory_mib'][variant]:.0f}")
+            row.append(_whole(found["peak_memory_mib"][variant]))
         rows.append(row)
     return table(header, rows)
 
 
 def _data(found: Mapping[str, Any]) -> list[str]:
     ours, plain = found["mapper"]["ours"], found["mapper"]["plain"]
-    ratios = {"ours / plain": [one / other for one, other in zip(ours, plain, strict=True)]}
+    ratios = {"samples a second, ours / plain": [one / other for one, other in zip(ours, plain, strict=True)]}
     rows = [[name, _median(rates)] for name, rates in found["mapper"].items()]
     loaders = [[str(workers), f"{rate:.1f}"] for workers, rate in found["loader"].items()]
     return [
@@ -60,6 +63,10 @@ def _data(found: Mapping[str, Any]) -> list[str]:
         _ratios({name: {"median": median(pairs), "pairs": pairs} for name, pairs in ratios.items()}),
         table(["workers of the loader", "samples a second"], loaders),
     ]
+
+
+def _whole(value: float | None) -> str:
+    return "failed" if value is None else f"{value:.0f}"
 
 
 def _median(values: Sequence[float]) -> str:

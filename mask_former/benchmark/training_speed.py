@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from mask_former.benchmark import plain
-from mask_former.benchmark.subjects import random_model, synthetic_picture
+from mask_former.benchmark.subjects import IGNORE_LABEL, check_segments, random_model, synthetic_picture
 from mask_former.benchmark.timing import Run, Stopwatch
 from mask_former.data.mapper import TrainingMapper
 from mask_former.modeling.recomputing import recompute_activations
@@ -44,7 +44,7 @@ def write_labelled_picture(
     labels = np.minimum(row[:, None] * columns + column[None], segments - 1) % classes
     Image.fromarray(labels.astype(np.uint8)).save(files["sem_seg_file_name"])
     names = {key: str(file) for key, file in files.items()}
-    return {**names, "height": height, "width": width, "ignore_label": 255}
+    return {**names, "height": height, "width": width, "ignore_label": IGNORE_LABEL}
 
 
 def training_config(setting: Setting) -> CfgNode:
@@ -62,10 +62,7 @@ def build_run(setting: Setting, variant: str, folder: Path) -> Run:
     """Return what takes one training step and gives seconds by part; files go to `folder`."""
     cfg = training_config(setting)
     num_classes = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
-    if setting.segments > min(num_classes, 255):
-        raise ValueError(
-            f"--segments is {setting.segments}, but a label map has {num_classes} classes at most."
-        )
+    check_segments(setting.segments, num_classes)
     model = random_model(cfg).train()
     if cfg.SOLVER.RECOMPUTE_ACTIVATIONS:
         recompute_activations(model)

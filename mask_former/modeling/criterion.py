@@ -63,6 +63,10 @@ class SetCriterion(nn.Module):
             num_points: points of each mask that the mask losses look at; 0: all pixels.
         """
         super().__init__()
+        if num_points < 0:
+            raise ValueError(
+                f"MODEL.MASK_FORMER.LOSS_POINTS is {num_points}, expected at least 0 (0: all pixels)."
+            )
         self.num_classes = num_classes
         self.matcher = matcher
         self.class_weight = class_weight

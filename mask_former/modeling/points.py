@@ -8,10 +8,7 @@ Points are (x, y) in [0, 1], as Detectron2's point_features has them.
 """
 
 import torch
-from detectron2.projects.point_rend.point_features import (
-    get_uncertain_point_coords_with_randomness,
-    point_sample,
-)
+from detectron2.projects.point_rend.point_features import point_sample
 from torch import Tensor
 
 from mask_former.modeling.losses import full_precision, paired_dice, paired_focal
@@ -42,13 +39,20 @@ def logits_at(logits: Tensor, points: Tensor) -> Tensor:
         return sampled[:, 0]
 
 
-def masks_at(masks: Tensor, points: Tensor) -> Tensor:
-    """Return what (N, H, W) bool masks are at points, as (N, P); see `logits_at`."""
+def masks_at(masks: Tensor, points: Tensor, numbers: Tensor | None = None) -> Tensor:
+    """Return what some of (M, H, W) bool masks are at points, as (N, P).
+
+    Args:
+        masks: (M, H, W).
+        points: (N, P, 2), or (P, 2) for the same points in all masks.
+        numbers: (N,) int64, which masks; None: all of them.
+    """
     height, width = masks.shape[-2:]
+    if numbers is None:
+        numbers = torch.arange(len(masks), device=masks.device)
     column = (points[..., 0] * width).long().clamp_(max=width - 1)
     row = (points[..., 1] * height).long().clamp_(max=height - 1)
-    number = torch.arange(len(masks), device=masks.device)[:, None]
-    return masks[number, row, column]
+    return masks[numbers[:, None], row, column]
 
 
 def mask_losses_at_points(
@@ -67,10 +71,11 @@ def mask_losses_at_points(
         Two scalars; 0, with a graph, where N is 0.
     """
     if len(logits) == 0:
-        return logits.sum(), logits.sum()
+        nothing = full_precision(logits).sum()
+        return nothing, nothing
     points = _unsure_points(logits.detach(), count)
-    wanted = masks_at(masks[segment_index], points)
-    counted = None if valid is None else masks_at(valid[None].expand(len(logits), -1, -1), points)
+    wanted = masks_at(masks, points, segment_index)
+    counted = None if valid is None else masks_at(valid[None], points, torch.zeros_like(segment_index))
     found = logits_at(logits, points)
     return paired_focal(found, wanted, counted).sum(), paired_dice(found, wanted, counted).sum()
 
@@ -78,16 +83,9 @@ def mask_losses_at_points(
 @torch.no_grad()
 def _unsure_points(logits: Tensor, count: int) -> Tensor:
     """Return points (N, count, 2), most of them where the masks (N, h, w) are least sure."""
-    with torch.autocast(logits.device.type, enabled=False):
-        points: Tensor = get_uncertain_point_coords_with_randomness(
-            logits[:, None].float(),
-            _unsureness,
-            count,
-            OVERSAMPLE_RATIO,
-            IMPORTANCE_SAMPLE_RATIO,
-        )
-    return points
-
-
-def _unsureness(logits: Tensor) -> Tensor:
-    return -logits.abs()
+    candidates = torch.rand(len(logits), OVERSAMPLE_RATIO * count, 2, device=logits.device)
+    unsure = int(IMPORTANCE_SAMPLE_RATIO * count)
+    least_sure = logits_at(logits, candidates).abs().topk(unsure, dim=1, largest=False).indices
+    chosen = candidates.gather(1, least_sure[..., None].expand(-1, -1, 2))
+    others = torch.rand(len(logits), count - unsure, 2, device=logits.device)
+    return torch.cat([chosen, others], dim=1)
