@@ -55,7 +55,7 @@ def _add_solver_keys(cfg: CN) -> None:
     # the other, and gives the gradient of the whole batch.
     cfg.SOLVER.ACCUMULATE = 1
     # Activation checkpointing: the blocks of backbone and transformers keep only their inputs and compute the
-    # rest again in the backward pass. The same gradients, some 30 % more time, 40 % less held between passes.
+    # rest again in the backward pass. The same gradients, less memory, more time (docs/performance.md).
     cfg.SOLVER.RECOMPUTE_ACTIVATIONS = False
     # Type of automatic mixed precision when SOLVER.AMP.ENABLED: "float16" (with a gradient scaler) or
     # "bfloat16" (without).
@@ -83,8 +83,8 @@ def _add_mask_former_keys(cfg: CN) -> None:
     # for every mask) or "ignore" (they count nowhere).
     cfg.MODEL.MASK_FORMER.VOID_IN_LOSS = "background"
     # Points of each mask that matching and mask losses look at instead of all pixels (modeling/points.py):
-    # noisier losses, whose cost does not grow with the picture. 12544 is usual; for crops of 512x512 it saves
-    # nothing, for 1024x1024 two thirds of the time of matching and losses. 0: all pixels, as published.
+    # noisier losses, whose cost does not grow with the picture; 12544 is usual. It pays for crops larger than
+    # 512x512 (docs/performance.md). 0: all pixels, as published.
     cfg.MODEL.MASK_FORMER.LOSS_POINTS = 0
     # "HungarianMatcher" (modeling/matcher.py).
     cfg.MODEL.MASK_FORMER.MATCHER_NAME = "HungarianMatcher"

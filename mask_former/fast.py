@@ -2,8 +2,8 @@
 
 Normalisation with fixed statistics is folded into the convolution before it; convolutions see channels last;
 what depends on weights or sizes alone is computed once; the last convolution of the pixel decoder and the
-product with the queries become one; and where the hardware multiplies bfloat16, all but the transformer
-decoder uses it.
+product with the queries become one; on CPUs linear layers go the way of convolutions; and where the hardware
+multiplies bfloat16, all but the transformer decoder uses it.
 """
 
 import copy
@@ -62,6 +62,8 @@ def prepare_for_inference(
     fast.to(memory_format=torch.channels_last)
     _convert(fast, chosen)
     _remember_what_is_fixed(fast)
+    if device.type == "cpu" and not compiled:
+        _multiply_as_convolutions(fast)
     if compiled:
         for part in (fast.backbone, fast.sem_seg_head):
             part.compile(mode="reduce-overhead" if cuda_graphs else "default", dynamic=False)
@@ -161,6 +163,21 @@ def _remember_what_is_fixed(model: nn.Module) -> None:
             module.position_bias = functools.partial(_same, module.position_bias().contiguous())
         if callable(getattr(module, "_shift_mask", None)):
             module._shift_mask = functools.lru_cache(REMEMBERED_SIZES)(module._shift_mask)
+
+
+def _multiply_as_convolutions(model: nn.Module) -> None:
+    """Let float32 linear layers be 1x1 convolutions, whose library has the faster products on many CPUs."""
+    for module in model.modules():
+        if type(module) is nn.Linear and module.weight.dtype == torch.float32:
+            layer: Any = module
+            layer.forward = functools.partial(_linear, layer)
+
+
+def _linear(layer: nn.Linear, x: Tensor) -> Tensor:
+    """Return what the layer makes of (..., C) float32."""
+    rows = x.reshape(1, -1, 1, x.shape[-1]).permute(0, 3, 1, 2)
+    found = torch.conv2d(rows, layer.weight[:, :, None, None], layer.bias)
+    return found.permute(0, 2, 3, 1).reshape(*x.shape[:-1], len(layer.weight))
 
 
 def _same(value: Tensor) -> Tensor:

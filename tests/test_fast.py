@@ -9,7 +9,7 @@ from detectron2.modeling import build_model
 from tiny_models import picture_of, tiny_config
 from torch import nn
 
-from mask_former.fast import fold_norms, inference_type, prepare_for_inference
+from mask_former.fast import _linear, fold_norms, inference_type, prepare_for_inference
 
 ENCODER = {
     "MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME": "TransformerEncoderPixelDecoder",
@@ -127,6 +127,17 @@ def test_norms_that_follow_in_a_sequence_are_folded():
     assert fold_norms(sequence) == 1
     assert torch.allclose(sequence(picture), expected, atol=1e-5)
     assert not any(isinstance(module, nn.BatchNorm2d) for module in sequence)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", [(7,), (5, 7), (2, 3, 4, 7)])
+def test_linear_layers_are_the_same_as_convolutions(bias, shape):
+    torch.manual_seed(0)
+    layer, x = torch.nn.Linear(7, 6, bias=bias), torch.randn(shape)
+    turned = torch.randn(*shape[::-1]).permute(*range(len(shape))[::-1])
+    for some in (x, turned):
+        expected = torch.nn.functional.linear(some, layer.weight, layer.bias)
+        assert torch.allclose(_linear(layer, some), expected, atol=1e-6)
 
 
 def test_group_norms_stay():
