@@ -12,6 +12,7 @@ from detectron2.engine import AMPTrainer, DefaultTrainer, launch
 from detectron2.evaluation import SemSegEvaluator
 from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.utils import comm
+from detectron2.utils.visualizer import Visualizer
 from PIL import Image
 from torch import nn
 
@@ -100,6 +101,16 @@ def test_sem_seg_evaluator_scores_a_perfect_prediction(tmp_path):
     finally:
         DatasetCatalog.remove(name)
         MetadataCatalog.remove(name)
+
+
+def test_colours_made_lighter_stay_colours():
+    visualizer = Visualizer(np.zeros((8, 8, 3), np.uint8))
+    colours = np.random.default_rng(0).random((3000, 3))
+    colours[1000:, 1:] = 1  # fully saturated, where rounding shows
+    for factor in (-0.7, 0.7, 1.0):
+        changed = [visualizer._change_color_brightness(colour, factor) for colour in colours]
+        assert np.min(changed) >= 0
+        assert np.max(changed) <= 1
 
 
 def test_mixed_precision_trains_on_the_cpu():

@@ -197,6 +197,13 @@ C = [
         1,
         "the argument was taken and dropped: the mean was always returned",
     ),
+    Edit(
+        "utils/visualizer.py",
+        "        return modified_color\n",
+        "        return tuple(min(max(part, 0.0), 1.0) for part in modified_color)\n",
+        1,
+        "with some Pythons rounding takes colours out of 0 to 1, which matplotlib refuses",
+    ),
     Edit("solver/lr_scheduler.py", "lr_scheduler._LRScheduler)", "lr_scheduler.LRScheduler)", 3, _SCHEDULER),
     Edit("solver/lr_scheduler.py", "lr_scheduler._LRScheduler`", "lr_scheduler.LRScheduler`", 1, _SCHEDULER),
     Edit("solver/build.py", "lr_scheduler._LRScheduler:", "lr_scheduler.LRScheduler:", 1, _SCHEDULER),

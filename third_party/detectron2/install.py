@@ -26,7 +26,7 @@ import zipfile
 import edits
 
 # Raise the number behind "mf" whenever edits.py changes, so that pip replaces an older build.
-VERSION = "0.5+mf.1"
+VERSION = "0.5+mf.2"
 SDIST = "detectron2-cdo==0.5"
 SDIST_SHA256 = "53c9e79e9cc943e80419c588ea44b5479507a8628ed14a4e06bd093e29311b18"
 # Newer releases refuse this sdist, because one of its extras names a direct address.
