@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from mask_former import model_zoo
 from mask_former.checkpoint import Checkpointer, read_checkpoint
 from mask_former.checkpoint.weights import resolve
-from mask_former.config import load_config
+from mask_former.config import load_config, merge_opts
 from mask_former.fast import prepare_for_inference
 from mask_former.prediction.building import build_model, config_of_checkpoint
 from mask_former.prediction.classes import ClassTable, classes_of_dataset, described_classes
@@ -125,7 +125,7 @@ class Predictor:
         file = resolve(weights)
         metadata = read_checkpoint(file).get("metadata") or {}
         cfg = config_of_checkpoint(metadata, file)
-        cfg.merge_from_list(list(opts))
+        merge_opts(cfg, opts)
         classes = described_classes(metadata, cfg)
         licence = str(metadata.get("license") or "")
         if licence and licence not in _licences_told:

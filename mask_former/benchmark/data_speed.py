@@ -12,13 +12,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data import transforms as T
 from detectron2.data.detection_utils import read_image
 from PIL import Image
 from torch.nn import functional as F
 
-from mask_former.benchmark.subjects import IGNORE_LABEL, check_segments, synthetic_picture
+from mask_former.benchmark.subjects import IGNORE_LABEL, check_segments, register, synthetic_picture
 from mask_former.data.augmentations import crop_recipe
 from mask_former.data.loader import build_train_loader
 from mask_former.data.mapper import build_train_mapper
@@ -138,10 +137,7 @@ def _loader_rates(cfg: CfgNode, entry: Entry) -> Iterator[tuple[int, float]]:
     cfg = cfg.clone()
     cfg.defrost()
     cfg.DATASETS.TRAIN, cfg.SOLVER.IMS_PER_BATCH = (NAME,), 2
-    if NAME in DatasetCatalog.list():
-        DatasetCatalog.remove(NAME)
-        MetadataCatalog.remove(NAME)
-    DatasetCatalog.register(NAME, lambda: [{**entry, "image_id": number} for number in range(SAMPLES)])
+    register(NAME, [{**entry, "image_id": number} for number in range(SAMPLES)])
     for workers in (0, os.cpu_count() or 1):
         cfg.DATALOADER.NUM_WORKERS = workers
         batches = iter(build_train_loader(cfg, seed=0))

@@ -1,6 +1,5 @@
 """Time of an evaluation as a whole, from files to scores, beside that of the network alone."""
 
-import copy
 import time
 from pathlib import Path
 from typing import Any
@@ -8,11 +7,11 @@ from typing import Any
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
 from mask_former.benchmark.subjects import (
     random_model,
+    register,
     settled_class_logits,
     synthetic_picture,
     without_gradients,
@@ -39,11 +38,7 @@ def register_pictures(folder: Path, count: int, size: tuple[int, int], classes: 
         Image.fromarray(np.roll(picture, 8 * number, axis=1)).save(files["file_name"], quality=95)
         Image.fromarray(np.roll(labels, 8 * number, axis=1)).save(files["sem_seg_file_name"])
         entries.append({key: str(file) for key, file in files.items()} | {"height": height, "width": width})
-    if NAME in DatasetCatalog.list():
-        DatasetCatalog.remove(NAME)
-        MetadataCatalog.remove(NAME)
-    DatasetCatalog.register(NAME, lambda: copy.deepcopy(entries))
-    MetadataCatalog.get(NAME).set(
+    register(NAME, entries).set(
         evaluator_type="sem_seg",
         stuff_classes=[f"class {number}" for number in range(classes)],
         ignore_label=ignore_label,

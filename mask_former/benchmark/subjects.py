@@ -1,5 +1,6 @@
 """What is measured: a model with random weights, a picture, and class predictions of either kind."""
 
+import copy
 import importlib
 import os
 import platform
@@ -10,6 +11,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -54,6 +56,15 @@ def synthetic_picture(height: int, width: int) -> np.ndarray[Any, np.dtype[np.ui
     picture = F.interpolate(blobs, size=(height, width), mode="bilinear", align_corners=False)[0]
     picture += 20 * torch.randn(picture.shape, generator=generator)
     return picture.clamp(0, 255).byte().permute(1, 2, 0).contiguous().numpy()
+
+
+def register(name: str, entries: list[dict[str, Any]]) -> Any:
+    """Register a data set anew and return its metadata, empty."""
+    if name in DatasetCatalog.list():
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+    DatasetCatalog.register(name, lambda: copy.deepcopy(entries))
+    return MetadataCatalog.get(name)
 
 
 def check_segments(segments: int, classes: int) -> None:

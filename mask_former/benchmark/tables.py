@@ -55,22 +55,18 @@ def _models(models: Mapping[str, Mapping[str, Any]]) -> str:
 
 def _data(found: Mapping[str, Any]) -> list[str]:
     ours, plain = found["mapper"]["ours"], found["mapper"]["plain"]
-    ratios = {"samples a second, ours / plain": [one / other for one, other in zip(ours, plain, strict=True)]}
-    rows = [[name, _median(rates)] for name, rates in found["mapper"].items()]
+    pairs = [one / other for one, other in zip(ours, plain, strict=True)]
+    rows = [[name, f"{median(rates):.1f}"] for name, rates in found["mapper"].items()]
     loaders = [[str(workers), f"{rate:.1f}"] for workers, rate in found["loader"].items()]
     return [
         table(["mapper on one core", "samples a second, median"], rows),
-        _ratios({name: {"median": median(pairs), "pairs": pairs} for name, pairs in ratios.items()}),
+        _ratios({"samples a second, ours / plain": {"median": median(pairs), "pairs": pairs}}),
         table(["workers of the loader", "samples a second"], loaders),
     ]
 
 
 def _whole(value: float | None) -> str:
     return "failed" if value is None else f"{value:.0f}"
-
-
-def _median(values: Sequence[float]) -> str:
-    return f"{median(values):.1f}"
 
 
 def _heading(results: Mapping[str, Any]) -> str:

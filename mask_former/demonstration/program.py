@@ -12,7 +12,7 @@ from typing import Any
 from tqdm import tqdm
 
 from mask_former import model_zoo
-from mask_former.config import load_config
+from mask_former.config import load_config, merge_opts
 from mask_former.demonstration.parallel import stream_in_processes
 from mask_former.demonstration.sinks import Sink, picture_sink
 from mask_former.prediction.inputs import PictureError, expand
@@ -62,7 +62,7 @@ class PredictorRecipe:
             raise ValueError("There is nothing to predict with: give --weights, or --config-file.")
         if _is_zoo_name(self.weights):
             cfg = model_zoo.get_config(self.weights)
-            cfg.merge_from_list(list(self.opts))
+            merge_opts(cfg, self.opts)
             return Predictor.from_config(cfg, model_zoo.weights_file(self.weights), **options)
         return Predictor.from_checkpoint(self.weights, opts=self.opts, **options)
 
