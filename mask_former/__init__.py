@@ -2,9 +2,9 @@
 
 from mask_former import data, model_zoo, modeling
 from mask_former.config import add_mask_former_config, load_config
+from mask_former.inference.tta import SemanticSegmentorWithTTA
 from mask_former.modeling.mask_former import MaskFormer
-from mask_former.predictor import Predictor
-from mask_former.tta import SemanticSegmentorWithTTA
+from mask_former.prediction.predictor import Predictor
 
 __all__ = [
     "MaskFormer",

@@ -25,8 +25,8 @@ from mask_former.benchmark.tables import table
 from mask_former.benchmark.timing import Stopwatch, interleaved, ratios, summary
 from mask_former.benchmark.training_speed import backpropagated_loss
 from mask_former.inference import semantic_labels
+from mask_former.inference.resizing import Sizes
 from mask_former.modeling.structures import Prediction
-from mask_former.resizing import Sizes
 
 
 @pytest.fixture

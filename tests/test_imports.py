@@ -11,17 +11,10 @@ PACKAGE = Path(__file__).parent.parent / "mask_former"
 ALLOWED = {
     "config": set(),
     "solver": set(),
-    "tta": set(),
     "data": {"data"},
     "evaluation": {"evaluation"},
     # Logits to results; no modules.
-    "threads": set(),
-    "arithmetic": set(),
-    "resizing": set(),
-    "strips": {"resizing"},
-    "label_blocks": {"arithmetic", "resizing", "strips"},
-    "label_maps": {"arithmetic", "label_blocks", "resizing", "strips", "threads"},
-    "inference": {"arithmetic", "label_maps", "resizing", "strips", "threads"},
+    "inference": {"inference"},
     # The model.
     "modeling.structures": set(),
     "modeling.losses": set(),
@@ -38,33 +31,30 @@ ALLOWED = {
     "modeling.per_pixel": {"modeling.pixel_decoder", "modeling.transformer_decoder", "modeling.head"},
     "modeling.mask_former": {
         *("modeling.criterion", "modeling.matcher", "modeling.structures", "modeling.targets"),
-        *("inference", "resizing"),
+        "inference",
     },
-    "fast": {"modeling"},
+    "modeling.preparation": {"modeling"},
     # Weight files.
     "checkpoint": {"checkpoint"},
     "conversion": {"conversion", "checkpoint"},
     "convert": {"conversion", "checkpoint", "config"},
     # Predictions for users.
     "prediction": {
-        *("prediction", "config", "checkpoint", "inference", "resizing"),
+        *("prediction", "config", "checkpoint", "inference", "model_zoo", "modeling.preparation"),
         *("data.class_tables", "data.pictures", "evaluation.labels"),
     },
     "model_zoo": {"config", "checkpoint", "prediction.building"},
-    "predictor": {"prediction", "model_zoo", "config", "checkpoint", "fast", "resizing"},
-    "samples": {"prediction", "predictor", "evaluation"},
     # Programs.
     "engine": {
-        *("engine", "config", "checkpoint", "data", "evaluation", "samples", "solver", "tta"),
-        "modeling.recomputing",
+        *("engine", "config", "checkpoint", "data", "evaluation", "inference", "prediction"),
+        *("solver", "modeling.recomputing"),
     },
     "demonstration": {
-        *("demonstration", "prediction", "predictor", "model_zoo", "config", "checkpoint"),
-        *("engine", "samples", "data.root"),
+        *("demonstration", "prediction", "model_zoo", "config", "checkpoint", "engine", "data.root"),
     },
     "benchmark": {
-        *("benchmark", "config", "model_zoo", "prediction.building", "conversion", "fast", "inference"),
-        *("resizing", "modeling", "data", "evaluation", "solver", "threads"),
+        *("benchmark", "config", "model_zoo", "prediction.building", "conversion", "inference"),
+        *("modeling", "data", "evaluation", "solver"),
     },
 }
 BANNED = {"torchvision", "timm", "transformers"}

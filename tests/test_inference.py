@@ -5,9 +5,8 @@ import torch
 from published_order import published_mask_logits, published_scores
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mask_former import strips
-from mask_former.inference import instances, panoptic, semantic_labels, semantic_scores
-from mask_former.resizing import Sizes
+from mask_former.inference import instances, panoptic, semantic_labels, semantic_scores, strips
+from mask_former.inference.resizing import Sizes
 
 # (padded, image, output): nothing to do; crop only; shrink; grow; odd sizes, only one side changes.
 SIZES = [

@@ -4,10 +4,10 @@ import pytest
 import torch
 from published_order import published_mask_logits, published_scores
 
-from mask_former import label_blocks, label_maps, strips
-from mask_former.label_maps import pruned_labels
-from mask_former.resizing import Sizes, values_at, windows
-from mask_former.strips import mask_probs_at
+from mask_former.inference import label_blocks, label_maps, strips
+from mask_former.inference.label_maps import pruned_labels
+from mask_former.inference.resizing import Sizes, values_at, windows
+from mask_former.inference.strips import mask_probs_at
 
 SIZES = [
     Sizes((8, 12), (8, 12), (8, 12)),

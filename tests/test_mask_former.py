@@ -13,8 +13,8 @@ from published_order import published_mask_logits, published_scores
 from tiny_models import NUM_CLASSES, NUM_QUERIES, picture_of, tiny_config, training_picture
 
 import mask_former.modeling  # noqa: F401  fills the registries
+from mask_former.inference.resizing import Sizes
 from mask_former.modeling.mask_former import MaskFormer
-from mask_former.resizing import Sizes
 
 THINGS = {10: 0, 30: 3}
 

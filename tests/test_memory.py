@@ -17,7 +17,7 @@ print(json.dumps([before, peak_memory(device)]))
 
 LABEL_MAP = """
 from mask_former.inference import semantic_labels
-from mask_former.resizing import Sizes
+from mask_former.inference.resizing import Sizes
 generator = torch.Generator().manual_seed(0)
 coarse = torch.randn(1, 60, 8, 12, generator=generator)
 masks = torch.nn.functional.interpolate(coarse, size=(120, 180), mode="bilinear")[0]

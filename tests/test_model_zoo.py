@@ -12,7 +12,7 @@ import torch
 
 import mask_former  # noqa: F401  (registers models and data sets)
 from mask_former import model_zoo
-from mask_former.predictor import Predictor
+from mask_former.prediction.predictor import Predictor
 
 # Short name, group of the weights, stem of the configuration, hash, score, score with scales and flips.
 PUBLISHED = """

@@ -13,7 +13,7 @@ from tiny_models import NUM_CLASSES, NUM_QUERIES
 from torch.nn import functional as F
 
 from mask_former.prediction.inputs import PictureError
-from mask_former.predictor import Predictor
+from mask_former.prediction.predictor import Predictor
 
 SIZES = [(70, 90), (64, 64), (90, 70), (70, 90), (61, 160)]
 

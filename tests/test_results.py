@@ -14,6 +14,7 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from small_predictors import CLASSES, COLORS, NAMES, decided_model, picture, small_config
 
+from mask_former.engine.sample_pictures import draw_samples
 from mask_former.evaluation.__main__ import main as evaluate
 from mask_former.evaluation.labels import id_to_rgb, read_panoptic_map
 from mask_former.prediction.classes import classes_from_description
@@ -21,7 +22,6 @@ from mask_former.prediction.drawing import segment_colors
 from mask_former.prediction.forming import segments_of_map
 from mask_former.prediction.result_files import KINDS, ResultWriter
 from mask_former.prediction.results import InstanceResults, Result
-from mask_former.samples import draw_samples
 
 HEIGHT, WIDTH = 40, 56
 DATASET_IDS = [11, 12, 90, 91, 95]

@@ -12,7 +12,7 @@ from tiny_models import NUM_CLASSES, picture_of, tiny_config
 from torch.nn import functional as F
 
 import mask_former.modeling  # noqa: F401  fills the registries
-from mask_former.tta import SemanticSegmentorWithTTA
+from mask_former.inference.tta import SemanticSegmentorWithTTA
 
 
 def tta_config(min_sizes=(32, 48), flip=True, **changes):

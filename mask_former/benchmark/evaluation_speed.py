@@ -19,7 +19,7 @@ from mask_former.benchmark.subjects import (
 from mask_former.benchmark.timing import WARM_UP, Stopwatch
 from mask_former.data.loader import build_test_loader
 from mask_former.evaluation import build_evaluators
-from mask_former.fast import prepare_for_inference
+from mask_former.modeling.preparation import prepare_for_inference
 
 NAME = "benchmark_pictures"
 

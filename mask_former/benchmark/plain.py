@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from mask_former.inference.resizing import Sizes
 from mask_former.modeling.structures import Prediction, Target
-from mask_former.resizing import Sizes
 
 Pairs = list[tuple[Tensor, Tensor]]
 

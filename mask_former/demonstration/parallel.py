@@ -14,8 +14,8 @@ from typing import Any
 import torch
 
 from mask_former.prediction.inputs import ErrorHandler, PictureError
+from mask_former.prediction.predictor import Predictor
 from mask_former.prediction.results import Result
-from mask_former.predictor import Predictor
 
 logger = logging.getLogger(__name__)
 

@@ -16,8 +16,8 @@ from mask_former.config import load_config, merge_opts
 from mask_former.demonstration.parallel import stream_in_processes
 from mask_former.demonstration.sinks import Sink, picture_sink
 from mask_former.prediction.inputs import PictureError, expand
+from mask_former.prediction.predictor import Predictor
 from mask_former.prediction.results import Result
-from mask_former.predictor import Predictor
 
 logger = logging.getLogger(__name__)
 

@@ -37,8 +37,8 @@ from mask_former.demonstration.report import latest_scores, read_metrics, write_
 from mask_former.demonstration.video_prediction import predict_video
 from mask_former.engine import argument_parser as train_arguments
 from mask_former.engine import main as train_or_evaluate
+from mask_former.engine.sample_pictures import truth_of
 from mask_former.prediction.results import KINDS, Result, ResultWriter
-from mask_former.samples import truth_of
 
 CONFIG_FILE = "configs/shapes/maskformer_panoptic.yaml"
 OUTPUT = Path("output/demo")

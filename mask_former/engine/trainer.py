@@ -28,12 +28,12 @@ from mask_former.checkpoint import Checkpointer, describe, flat_metrics
 from mask_former.config import load_config
 from mask_former.data.loader import build_test_loader
 from mask_former.engine.hooks import KeepBest, ProgressLine, StopOnSignal
+from mask_former.engine.sample_pictures import draw_samples
 from mask_former.engine.step import TrainingData, TrainStep
 from mask_former.evaluation import build_evaluators, check_ground_truth
+from mask_former.inference.tta import SemanticSegmentorWithTTA
 from mask_former.modeling.recomputing import recompute_activations
-from mask_former.samples import draw_samples
 from mask_former.solver import build_lr_scheduler, build_optimizer
-from mask_former.tta import SemanticSegmentorWithTTA
 
 logger = logging.getLogger(__name__)
 

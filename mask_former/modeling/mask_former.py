@@ -14,11 +14,11 @@ from detectron2.structures import ImageList
 from torch import Tensor, nn
 
 from mask_former import inference
+from mask_former.inference.resizing import Sizes
 from mask_former.modeling.criterion import Normalizers, SetCriterion
 from mask_former.modeling.matcher import build_matcher
 from mask_former.modeling.structures import Prediction, Target
 from mask_former.modeling.targets import padded_target
-from mask_former.resizing import Sizes
 
 # Pixels that a picture must have on each side: one cell of the mask grid.
 MIN_IMAGE_SIDE = 4

@@ -11,10 +11,10 @@ from scipy.ndimage import find_objects
 from torch import Tensor
 
 from mask_former import inference
+from mask_former.inference.resizing import Sizes
 from mask_former.prediction.classes import ClassTable
 from mask_former.prediction.results import Box, InstanceResults, Logits, Segment
 from mask_former.prediction.rules import Rules
-from mask_former.resizing import Sizes
 
 
 def strongest_queries(class_logits: Tensor, mask_logits: Tensor, count: int) -> tuple[Tensor, Tensor]:

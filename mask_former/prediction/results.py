@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mask_former.inference.resizing import Sizes
 from mask_former.prediction.classes import ClassTable, Color
 from mask_former.prediction.drawing import draw_result
 from mask_former.prediction.result_files import KINDS, ResultWriter
-from mask_former.resizing import Sizes
 
 Box = tuple[float, float, float, float]
 

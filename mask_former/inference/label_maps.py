@@ -23,11 +23,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mask_former.arithmetic import index_of_first, index_of_highest, product
-from mask_former.label_blocks import MANY_CLASSES, ROUNDING, Picture, competitors, cut_into_blocks
-from mask_former.resizing import Size, Sizes, values_at, windows
-from mask_former.strips import strip_numbers
-from mask_former.threads import side_by_side
+from mask_former.inference.label_blocks import MANY_CLASSES, ROUNDING, Picture, competitors, cut_into_blocks
+from mask_former.inference.parallel_items import side_by_side
+from mask_former.inference.products import index_of_first, index_of_highest, product
+from mask_former.inference.resizing import Size, Sizes, values_at, windows
+from mask_former.inference.strips import strip_numbers
 
 # A function of values that lie in a range r, at their mean, differs from its mean by at most r^2 / 8 times
 # its highest second derivative, which for the sigmoid is 1 / (6 sqrt 3).

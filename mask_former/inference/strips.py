@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mask_former.resizing import Sizes, neighbours, source_rows
+from mask_former.inference.resizing import Sizes, neighbours, source_rows
 
 # Numbers (queries x rows x columns) that one strip may hold: on a CPU few enough for its caches, elsewhere
 # enough to keep the device busy.

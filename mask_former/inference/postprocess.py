@@ -18,11 +18,11 @@ import torch
 from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
-from mask_former.arithmetic import index_of_highest, product
-from mask_former.label_maps import pruned_labels
-from mask_former.resizing import Sizes
-from mask_former.strips import mask_prob_strips, mask_probs_at, strip_numbers, strips_of
-from mask_former.threads import side_by_side
+from mask_former.inference.label_maps import pruned_labels
+from mask_former.inference.parallel_items import side_by_side
+from mask_former.inference.products import index_of_highest, product
+from mask_former.inference.resizing import Sizes
+from mask_former.inference.strips import mask_prob_strips, mask_probs_at, strip_numbers, strips_of
 
 # Products of a query's mask with a class a pixel, up to which a CPU has all of them sooner than bounds.
 FEW_PRODUCTS = 1000

@@ -18,9 +18,9 @@ from mask_former.evaluation.ground_truth import semantic_target
 from mask_former.evaluation.labels import read_panoptic_map
 from mask_former.prediction.classes import ClassTable, classes_of_dataset
 from mask_former.prediction.forming import segments_of_map
+from mask_former.prediction.predictor import Predictor
 from mask_former.prediction.result_files import save_picture
 from mask_former.prediction.results import InstanceResults, Result
-from mask_former.predictor import Predictor
 
 # Pixels between and above the drawings, and the width that each has.
 GAP, HEADER, WIDTH = 4, 16, 320

@@ -21,14 +21,14 @@ from mask_former import model_zoo
 from mask_former.checkpoint import Checkpointer, read_checkpoint
 from mask_former.checkpoint.weights import resolve
 from mask_former.config import load_config, merge_opts
-from mask_former.fast import prepare_for_inference
+from mask_former.inference.resizing import Sizes
+from mask_former.modeling.preparation import prepare_for_inference
 from mask_former.prediction.building import build_model, config_of_checkpoint
 from mask_former.prediction.classes import ClassTable, classes_of_dataset, described_classes
 from mask_former.prediction.forming import form_result, kept_labels, strongest_queries
 from mask_former.prediction.inputs import ErrorHandler, Picture, PictureError, Source, load_all
 from mask_former.prediction.results import Result
 from mask_former.prediction.rules import has_queries, make_rules
-from mask_former.resizing import Sizes
 
 logger = logging.getLogger(__name__)
 
@@ -118,9 +118,9 @@ class Predictor:
                 top_k: most instances of a picture (None: TEST.DETECTIONS_PER_IMAGE).
                 classes: names or indices that results may have; pixels of others become void.
                 tasks: of "semantic", "panoptic", "instance" (None: those that the configuration switches on).
-                precision: "plain", the network as it is trained; or faster, with norms folded and other
-                    orders of the same sums, see `fast.prepare_for_inference`: "float32", which differs by
-                    rounding; "bfloat16"; "auto", the one of them that the device is best at.
+                precision: "plain", the network as it is trained; or a faster one, see
+                    `modeling.preparation`: "float32", which differs by rounding; "bfloat16"; "auto", the one
+                    of them that suits the device best.
         """
         file = resolve(weights)
         metadata = read_checkpoint(file).get("metadata") or {}

@@ -9,7 +9,7 @@ from detectron2.modeling import build_model
 from tiny_models import picture_of, tiny_config
 from torch import nn
 
-from mask_former.fast import _linear, fold_norms, inference_type, prepare_for_inference
+from mask_former.modeling.preparation import _linear, fold_norms, inference_type, prepare_for_inference
 
 ENCODER = {
     "MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME": "TransformerEncoderPixelDecoder",

@@ -5,9 +5,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mask_former.arithmetic import product
-from mask_former.resizing import Size, Sizes, Windows
-from mask_former.strips import mask_probs_at
+from mask_former.inference.products import product
+from mask_former.inference.resizing import Size, Sizes, Windows
+from mask_former.inference.strips import mask_probs_at
 
 # Side of a block in cells, and how many numbers (queries or classes, times cells) a row of blocks has at
 # least: in pictures with fewer, blocks are higher, since many small steps would take longer.
