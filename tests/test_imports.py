@@ -12,9 +12,10 @@ ALLOWED = {
     "config": set(),
     "solver": set(),
     "data": {"data"},
-    "evaluation": {"evaluation"},
-    # Logits to results; no modules.
+    "evaluation": {"evaluation", "inference"},
+    # Logits to results; nothing with weights.
     "inference": {"inference"},
+    "inference.tta": {"inference", "data.pictures"},
     # The model.
     "modeling.structures": set(),
     "modeling.losses": set(),
@@ -33,6 +34,8 @@ ALLOWED = {
         *("modeling.criterion", "modeling.matcher", "modeling.structures", "modeling.targets"),
         "inference",
     },
+    "modeling.per_pixel_model": {"inference"},
+    "modeling.build": {"modeling.per_pixel_model", "inference", "config"},
     "modeling.preparation": {"modeling"},
     # Weight files.
     "checkpoint": {"checkpoint"},
@@ -40,20 +43,21 @@ ALLOWED = {
     "convert": {"conversion", "checkpoint", "config"},
     # Predictions for users.
     "prediction": {
-        *("prediction", "config", "checkpoint", "inference", "model_zoo", "modeling.preparation"),
+        *("prediction", "config", "checkpoint", "inference", "model_zoo"),
+        *("modeling.build", "modeling.preparation"),
         *("data.class_tables", "data.pictures", "evaluation.labels"),
     },
-    "model_zoo": {"config", "checkpoint", "prediction.building"},
+    "model_zoo": {"config", "checkpoint", "modeling.build"},
     # Programs.
     "engine": {
         *("engine", "config", "checkpoint", "data", "evaluation", "inference", "prediction"),
-        *("solver", "modeling.recomputing"),
+        *("solver", "modeling.build", "modeling.recomputing"),
     },
     "demonstration": {
         *("demonstration", "prediction", "model_zoo", "config", "checkpoint", "engine", "data.root"),
     },
     "benchmark": {
-        *("benchmark", "config", "model_zoo", "prediction.building", "conversion", "inference"),
+        *("benchmark", "config", "model_zoo", "conversion", "inference"),
         *("modeling", "data", "evaluation", "solver"),
     },
 }
