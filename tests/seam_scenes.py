@@ -1,4 +1,4 @@
-"""Models that read classes from the colours of an image, and data sets of such images, for 1, 2 or 300 classes."""
+"""Models that read classes from the colours of an image, and data sets of such images."""
 
 import json
 from pathlib import Path
@@ -64,7 +64,8 @@ class PixelColorHead(ColorHead):
 
     def forward(self, features, targets):
         probs = self.class_logits[:, :-1].softmax(1)
-        return torch.einsum("qk,bqhw->bkhw", probs, self.mask_logits(features).sigmoid() * 20), {}
+        scores = torch.einsum("qk,bqhw->bkhw", probs, self.mask_logits(features).sigmoid() * 20)
+        return F.interpolate(scores, scale_factor=4, mode="bilinear"), {}
 
 
 STATISTICS = {"pixel_mean": [0.0] * 3, "pixel_std": [255.0] * 3}
@@ -171,7 +172,7 @@ def register_scene(folder: Path, entries, kind: str, num_classes: int) -> str:
         DatasetCatalog.remove(name)
         MetadataCatalog.remove(name)
     DatasetCatalog.register(name, lambda: [dict(entry) for entry in entries])
-    things = set(range(num_classes)) if kind == "coco" else THINGS[num_classes]
+    things = {"coco": set(range(num_classes)), "sem_seg": set()}.get(kind, THINGS[num_classes])
     names = [f"c{c}" for c in range(num_classes)]
     MetadataCatalog.get(name).set(
         evaluator_type=kind,
@@ -182,7 +183,7 @@ def register_scene(folder: Path, entries, kind: str, num_classes: int) -> str:
         stuff_classes=names,
         thing_classes=names,
         thing_dataset_id_to_contiguous_id={c + 1: c for c in sorted(things)},
-        stuff_dataset_id_to_contiguous_id={c + 1: c for c in range(num_classes) if c not in things},
+        stuff_dataset_id_to_contiguous_id={c + 1: c for c in range(num_classes)},
     )
     return name
 

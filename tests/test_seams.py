@@ -4,7 +4,8 @@ import json
 import math
 
 import pytest
-from detectron2.evaluation import COCOEvaluator, SemSegEvaluator
+from detectron2.data import DatasetCatalog
+from detectron2.evaluation import COCOEvaluator, DatasetEvaluators, SemSegEvaluator
 from seam_scenes import (
     CLASSES,
     ColorHead,
@@ -16,9 +17,11 @@ from seam_scenes import (
     write_scene,
 )
 
+from mask_former.config import load_config
 from mask_former.engine.trainer import Trainer
 from mask_former.evaluation import EVALUATORS
 from mask_former.evaluation.__main__ import main as score_files
+from mask_former.modeling.build import build_model
 from mask_former.prediction.classes import classes_of_dataset
 from mask_former.prediction.predictor import Predictor
 
@@ -55,10 +58,8 @@ def scores_of_files(cfg, model, tasks, folder, **options):
     """Predict with a Predictor, write files, and score them with the command line."""
     (name,) = cfg.DATASETS.TEST
     predictor = Predictor(model, cfg, classes_of_dataset(cfg, name), **options)
-    from detectron2.data import DatasetCatalog
-
     for result in predictor([entry["file_name"] for entry in DatasetCatalog.get(name)], batch_size=2):
-        result.save(folder, [kind for kind in ("labels", "panoptic", "coco") if kind in str(FILES)])
+        result.save(folder, {FILES[task].split("_")[0].removesuffix(".json") for task in tasks})
     scores = {}
     for task in tasks:
         out = folder / "scores.json"
@@ -141,8 +142,6 @@ def test_detectron2s_instance_evaluator_gives_the_same_scores(case, num_classes)
 
 def test_one_evaluator_that_wants_scores_gives_scores_to_all(case):
     cfg, model = case("ade20k_panoptic_seg", 300, tasks=["semantic"])
-    from detectron2.evaluation import DatasetEvaluators
-
     seen = []
 
     class Watching(SemSegEvaluator):
@@ -160,9 +159,6 @@ def test_one_evaluator_that_wants_scores_gives_scores_to_all(case):
 
 
 def test_a_per_pixel_model_of_one_class_is_refused():
-    from mask_former.config import load_config
-    from mask_former.modeling.build import build_model
-
     opts = ["MODEL.META_ARCHITECTURE", "SemanticSegmentor", "MODEL.SEM_SEG_HEAD.NUM_CLASSES", 1]
     with pytest.raises(ValueError, match=r"NUM_CLASSES is 1, but a per-pixel model needs a second class"):
         build_model(load_config(opts=opts), "cpu")
