@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 from detectron2.data import DatasetCatalog
@@ -24,6 +25,7 @@ from mask_former.evaluation.__main__ import main as score_files
 from mask_former.modeling.build import build_model
 from mask_former.prediction.classes import classes_of_dataset
 from mask_former.prediction.predictor import Predictor
+from mask_former.prediction.results import ResultWriter
 
 OWN_KINDS = [kind for kind in EVALUATORS if not kind.startswith("cityscapes")]
 FILES = {
@@ -58,8 +60,12 @@ def scores_of_files(cfg, model, tasks, folder, **options):
     """Predict with a Predictor, write files, and score them with the command line."""
     (name,) = cfg.DATASETS.TEST
     predictor = Predictor(model, cfg, classes_of_dataset(cfg, name), **options)
-    for result in predictor([entry["file_name"] for entry in DatasetCatalog.get(name)], batch_size=2):
-        result.save(folder, {FILES[task].split("_")[0].removesuffix(".json") for task in tasks})
+    entries = DatasetCatalog.get(name)
+    kinds = {FILES[task].split("_")[0].removesuffix(".json") for task in tasks}
+    ids = {Path(entry["file_name"]).name: entry.get("image_id") for entry in entries}
+    with ResultWriter(folder, kinds, predictor.classes, image_ids=ids) as writer:
+        for result in predictor([entry["file_name"] for entry in entries], batch_size=2):
+            writer.write(result)
     scores = {}
     for task in tasks:
         out = folder / "scores.json"
