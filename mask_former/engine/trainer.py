@@ -12,7 +12,7 @@ from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
-from detectron2.engine import DefaultTrainer, create_ddp_model, default_setup, hooks
+from detectron2.engine import DefaultTrainer, default_setup, hooks
 from detectron2.engine.hooks import HookBase
 from detectron2.engine.train_loop import TrainerBase
 from detectron2.evaluation import DatasetEvaluator, verify_results
@@ -51,7 +51,8 @@ class Trainer(DefaultTrainer):
         if cfg.SOLVER.RECOMPUTE_ACTIVATIONS:
             recompute_activations(model)
         optimizer = self.build_optimizer(cfg, model)
-        model = create_ddp_model(model, broadcast_buffers=False)
+        if comm.get_world_size() > 1:
+            model = DistributedDataParallel(model, broadcast_buffers=False)
         self._trainer = TrainStep(cfg, model, TrainingData(cfg), optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = Checkpointer(
