@@ -30,6 +30,7 @@ from mask_former.data.prepare import (
     write_atomically,
     write_labels,
 )
+from mask_former.formats import rgb_to_id
 
 WHERE_FROM = (
     "Unpack http://data.csail.mit.edu/places/ADEchallenge/ADEChallengeData2016.zip in the folder that holds "
@@ -95,7 +96,7 @@ def _segment(mask: np.ndarray, class_id: int, color: np.ndarray) -> dict[str, An
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     left, top = int(columns[0]), int(rows[0])
     return {
-        "id": int(color @ (1, 256, 65536)),
+        "id": int(rgb_to_id(color)),
         "category_id": class_id,
         "area": int(mask.sum()),
         "bbox": [left, top, int(columns[-1]) - left + 1, int(rows[-1]) - top + 1],

@@ -26,8 +26,8 @@ from mask_former.evaluation import (
     SemanticEvaluator,
     build_evaluators,
     check_ground_truth,
-    id_to_rgb,
 )
+from mask_former.formats import id_to_rgb
 
 NAME = "evaluation_build_test"
 # Classes 1 and 3 are things: neither first nor next to each other, as in ADE20K.

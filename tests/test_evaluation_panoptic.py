@@ -16,12 +16,11 @@ from mask_former.evaluation import (
     PanopticEvaluator,
     Segments,
     count_picture,
-    id_to_rgb,
     panoptic_scores,
     read_panoptic_map,
-    rgb_to_id,
     segments_from_info,
 )
+from mask_former.formats import id_to_rgb, rgb_to_id
 
 NAMES = ["ball", "tree", "sky", "road"]
 IS_THING = np.array([True, True, False, False])

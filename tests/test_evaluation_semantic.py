@@ -15,10 +15,10 @@ from PIL import Image
 from mask_former.evaluation import (
     SemanticCounts,
     SemanticEvaluator,
-    id_to_rgb,
     read_label_map,
     semantic_scores,
 )
+from mask_former.formats import id_to_rgb
 
 NAME = "semantic_evaluator_test"
 

@@ -5,6 +5,8 @@ from detectron2.data.detection_utils import _apply_exif_orientation, convert_PIL
 from detectron2.utils.file_io import PathManager
 from PIL import ExifTags, Image
 
+from mask_former.formats import rgb_to_id
+
 
 def read_picture(file_name: str, image_format: str) -> np.ndarray:
     """Return a picture as (H, W, C) in `image_format`, upright by its EXIF tag.
@@ -40,7 +42,7 @@ def read_class_indices(file_name: str) -> np.ndarray:
 
 
 def read_panoptic_ids(file_name: str) -> np.ndarray:
-    """Return the segment ids R + 256 G + 65536 B of a panoptic PNG, as (H, W) uint32."""
+    """Return the segment ids R + 256 G + 65536 B of a panoptic PNG, as (H, W) int32."""
     label = _decode(file_name)
     if label.mode not in ("RGB", "RGBA", "P"):
         raise ValueError(
@@ -48,8 +50,7 @@ def read_panoptic_ids(file_name: str) -> np.ndarray:
             "are segment ids, R + 256 G + 65536 B. If it holds class indices, set "
             "INPUT.DATASET_MAPPER_NAME to mask_former_semantic."
         )
-    # The four bytes of an RGBA pixel are one little-endian number; the highest byte is not colour.
-    return np.asarray(label.convert("RGBA")).view("<u4")[..., 0] & 0xFFFFFF
+    return rgb_to_id(np.asarray(label.convert("RGB")))
 
 
 def picture_size(file_name: str) -> tuple[int, int]:

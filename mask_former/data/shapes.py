@@ -25,6 +25,7 @@ from mask_former.data.shapes_catalog import (
 )
 from mask_former.data.shapes_drawing import VOID, class_table
 from mask_former.data.shapes_files import ShapesSpec
+from mask_former.formats import id_to_rgb, rgb_to_id
 
 __all__ = ["ShapesSpec", "draw_contact_sheet", "ensure_set", "main", "register"]
 
@@ -61,15 +62,12 @@ def _draw_sample(panoptic: Record, instances: Record) -> Picture:
     """One strip: the image, and each kind of label over it, all read back from the files."""
     image = np.asarray(Image.open(panoptic["file_name"]))
     semantic = np.asarray(Image.open(panoptic["sem_seg_file_name"]))
-    red, green, blue = np.moveaxis(np.asarray(Image.open(panoptic["pan_seg_file_name"]), np.int32), -1, 0)
-    ids = red + 256 * green + 65536 * blue
+    ids = rgb_to_id(np.asarray(Image.open(panoptic["pan_seg_file_name"])))
     names = [entry["name"] for entry in class_table()]
     present = np.intersect1d(semantic, range(len(names)))
     classes = [Part(semantic == k, class_table()[k]["color"], names[k]) for k in present]
     segments = [
-        Part(
-            ids == info["id"], [info["id"] >> shift & 255 for shift in (0, 8, 16)], names[info["category_id"]]
-        )
+        Part(ids == info["id"], id_to_rgb(np.array(info["id"])).tolist(), names[info["category_id"]])
         for info in panoptic["segments_info"]
     ]
     shapes = [

@@ -32,6 +32,7 @@ from mask_former.data.shapes_drawing import (
     sample_thing,
     thing_count,
 )
+from mask_former.formats import id_to_rgb, rgb_to_id
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +74,7 @@ def _write_split(folder: Path, split: str, count: int, size: int, seed: tuple[in
         ids = segment_colors_as_ids(scene)
         _write_image(folder / "images" / split / f"{stem}.jpg", scene.image)
         _write_image(folder / "sem_seg" / split / f"{stem}.png", semantic_map(scene))
-        _write_image(folder / "panoptic" / split / f"{stem}.png", ids_to_rgb(ids[scene.segments]))
+        _write_image(folder / "panoptic" / split / f"{stem}.png", id_to_rgb(ids[scene.segments]))
         images.append({"id": image_id, "file_name": f"{stem}.jpg", "height": size, "width": size})
         infos = segments_info(scene, ids)
         panoptic.append({"image_id": image_id, "file_name": f"{stem}.png", "segments_info": infos})
@@ -95,16 +96,11 @@ def segment_colors_as_ids(scene: Scene) -> NDArray[np.int32]:
     """
     ids = [VOID]
     for class_index in scene.classes:
-        red, green, blue = class_table()[class_index]["color"]
-        while red + 256 * green + 65536 * blue in ids:
-            red, green, blue = (red + 53) % 256, (green + 200) % 256, (blue + 97) % 256
-        ids.append(red + 256 * green + 65536 * blue)
+        color = np.array(class_table()[class_index]["color"], np.uint8)
+        while rgb_to_id(color) in ids:
+            color += np.array([53, 200, 97], np.uint8)
+        ids.append(int(rgb_to_id(color)))
     return np.array(ids, np.int32)
-
-
-def ids_to_rgb(ids: NDArray[np.int32]) -> NDArray[np.uint8]:
-    """Return segment ids (H, W) as the colours (H, W, 3) of a panoptic PNG."""
-    return np.stack([ids % 256, ids // 256 % 256, ids // 65536], axis=-1).astype(np.uint8)
 
 
 def segments_info(scene: Scene, ids: NDArray[np.int32]) -> list[dict[str, Any]]:

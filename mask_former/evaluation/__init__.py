@@ -3,7 +3,7 @@
 from .build import EVALUATORS, build_evaluators
 from .check import check_ground_truth
 from .instances import InstanceEvaluator
-from .labels import id_to_rgb, read_label_map, read_panoptic_map, rgb_to_id
+from .labels import read_label_map, read_panoptic_map
 from .panoptic import PanopticEvaluator
 from .panoptic_quality import (
     PanopticCounts,
@@ -27,11 +27,9 @@ __all__ = [
     "build_evaluators",
     "check_ground_truth",
     "count_picture",
-    "id_to_rgb",
     "panoptic_scores",
     "read_label_map",
     "read_panoptic_map",
-    "rgb_to_id",
     "segments_from_info",
     "semantic_scores",
     "sum_counts",

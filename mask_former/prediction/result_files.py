@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from mask_former.evaluation.labels import id_to_rgb
+from mask_former.formats import id_to_rgb
 from mask_former.prediction.classes import ClassTable
 from mask_former.prediction.result_entries import (
     CSV_COLUMNS,
