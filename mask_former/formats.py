@@ -1,8 +1,15 @@
 """File formats that several parts of the package read and write. Each is read and written here only."""
 
-import numpy as np
-from numpy.typing import NDArray
+from pathlib import Path
 
+import numpy as np
+from detectron2.data.detection_utils import _apply_exif_orientation, convert_PIL_to_numpy
+from detectron2.utils.file_io import PathManager
+from numpy.typing import NDArray
+from PIL import ExifTags, Image
+
+# Pillow's modes of one integer per pixel. "P" is a palette file, whose indices are the labels.
+LABEL_MODES = ("1", "L", "P", "I", "I;16", "I;16L", "I;16B", "I;16N")
 # A panoptic PNG holds a segment id in three bytes.
 MAX_SEGMENT_ID = 256**3 - 1
 
@@ -23,3 +30,75 @@ def id_to_rgb(ids: NDArray[np.integer]) -> NDArray[np.uint8]:
             f"Segment ids must be in 0..{MAX_SEGMENT_ID} to fit three bytes, found {ids.min()}..{ids.max()}."
         )
     return np.stack([ids & 255, ids >> 8 & 255, ids >> 16], axis=-1).astype(np.uint8)
+
+
+def read_picture(path: str | Path, image_format: str) -> NDArray[np.uint8]:
+    """Return a picture as (H, W, C) uint8, upright by its EXIF tag.
+
+    Grey and palette pictures become colour, alpha is dropped, and 16-bit grey keeps its upper eight bits
+    (Pillow does so for 16-bit colour, but would clip 16-bit grey to white). For 8-bit files the result is
+    that of `detectron2.data.detection_utils.read_image`.
+
+    Args:
+        path: any file that Pillow reads.
+        image_format: as `INPUT.FORMAT`: "RGB" or "BGR" (C = 3), "L" (C = 1).
+    """
+    picture = _decode(path)
+    if picture.mode == "F":
+        raise ValueError(f"{path} holds floating-point values; expected a picture of 8 or 16 bits.")
+    if picture.mode.startswith("I"):
+        picture = Image.fromarray((np.asarray(picture).clip(0, 65535) >> 8).astype(np.uint8))
+    return convert_PIL_to_numpy(picture, image_format)
+
+
+def picture_size(path: str | Path) -> tuple[int, int]:
+    """Return width and height of the upright picture, from its header alone."""
+    picture = _decode(path, header_only=True)
+    width, height = picture.size
+    # Orientations 5 to 8 of EXIF turn the picture by a quarter.
+    return (height, width) if picture.getexif().get(ExifTags.Base.Orientation, 1) >= 5 else (width, height)
+
+
+def read_label_map(path: str | Path) -> NDArray[np.integer]:
+    """Return the class indices (H, W) of a one-channel file as stored: 8, 16 or 32 bits, or a palette."""
+    label = _decode(path)
+    if label.mode not in LABEL_MODES:
+        raise ValueError(
+            f"{path}: expected a label map with one integer per pixel, as a grey (8 or 16 bits) or palette "
+            f"PNG or TIFF, found a picture of mode {label.mode} with {len(label.getbands())} channels. If "
+            "its colours stand for classes, write the index of each colour; if they are panoptic segment ids, "
+            "set INPUT.DATASET_MAPPER_NAME to mask_former_panoptic."
+        )
+    indices = np.asarray(label)
+    # Pillow gives the true pixels of a one-bit file as bytes of 255.
+    return indices.astype(np.uint8) if label.mode == "1" else indices
+
+
+def read_panoptic_map(path: str | Path) -> NDArray[np.int32]:
+    """Return the segment ids (H, W) of an RGB PNG in COCO's panoptic form; 0 is void."""
+    label = _decode(path)
+    if label.mode != "RGB":
+        raise ValueError(
+            f"{path}: expected an RGB panoptic map with id = R + 256 G + 65536 B, found mode {label.mode}. "
+            "If its colours are segment ids, save it as an RGB PNG; if it holds class indices, set "
+            "INPUT.DATASET_MAPPER_NAME to mask_former_semantic."
+        )
+    return rgb_to_id(np.asarray(label))
+
+
+def _decode(path: str | Path, header_only: bool = False) -> Image.Image:
+    """Return the whole picture in memory, turned upright; or, as stored, only what its header says."""
+    try:
+        with PathManager.open(str(path), "rb") as file:
+            picture = Image.open(file)
+            if header_only:
+                picture.getexif()
+                return picture
+            picture.load()
+        return _apply_exif_orientation(picture)
+    except (FileNotFoundError, PermissionError):
+        raise
+    except Exception as error:  # decoders raise anything: OSError, SyntaxError, struct.error, EOFError ...
+        raise ValueError(
+            f"{path} cannot be read as a picture ({error}). Replace the file, or take it out of the data set."
+        ) from error

@@ -17,7 +17,6 @@ from mask_former.evaluation import (
     Segments,
     count_picture,
     panoptic_scores,
-    read_panoptic_map,
     segments_from_info,
 )
 from mask_former.formats import id_to_rgb, rgb_to_id
@@ -202,22 +201,6 @@ def test_truth_with_ids_missing_from_its_list_is_named():
 def test_wrong_segment_list_is_named(infos, message):
     with pytest.raises(ValueError, match=message):
         segments_from_info(infos, {0: 0, 1: 1}, "a.png")
-
-
-@pytest.mark.parametrize("mode", ["L", "P", "RGBA"])
-def test_panoptic_file_that_is_not_rgb_is_refused(tmp_path, mode):
-    Image.new("RGB", (4, 3)).convert(mode).save(tmp_path / "a.png")
-    with pytest.raises(ValueError, match=rf"a\.png: expected an RGB panoptic map .* found mode {mode}"):
-        read_panoptic_map(tmp_path / "a.png")
-
-
-def test_truncated_file_is_named(tmp_path):
-    noise = np.random.default_rng(0).integers(0, 255, (40, 40, 3), np.uint8)
-    Image.fromarray(noise).save(tmp_path / "a.png")
-    whole = (tmp_path / "a.png").read_bytes()
-    (tmp_path / "a.png").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(ValueError, match=r"a\.png: cannot be decoded"):
-        read_panoptic_map(tmp_path / "a.png")
 
 
 def write_dataset(folder, cases):

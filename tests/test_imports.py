@@ -42,7 +42,7 @@ ALLOWED = {
     # Predictions for users.
     "prediction": {
         *("prediction", "config", "checkpoint", "inference", "model_zoo", "modeling.preparation"),
-        *("data.class_tables", "data.pictures", "formats"),
+        *("data.class_tables", "formats"),
     },
     "model_zoo": {"config", "checkpoint", "prediction.building"},
     # Programs.
@@ -51,16 +51,8 @@ ALLOWED = {
         *("solver", "modeling.recomputing", "formats"),
     },
     "demonstration": {
-        *(
-            "demonstration",
-            "prediction",
-            "model_zoo",
-            "config",
-            "checkpoint",
-            "engine",
-            "data.root",
-            "formats",
-        ),
+        *("demonstration", "prediction", "model_zoo", "config", "checkpoint", "engine"),
+        *("data.root", "formats"),
     },
     "benchmark": {
         *("benchmark", "config", "model_zoo", "prediction.building", "conversion", "inference"),

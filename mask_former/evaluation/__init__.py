@@ -3,7 +3,6 @@
 from .build import EVALUATORS, build_evaluators
 from .check import check_ground_truth
 from .instances import InstanceEvaluator
-from .labels import read_label_map, read_panoptic_map
 from .panoptic import PanopticEvaluator
 from .panoptic_quality import (
     PanopticCounts,
@@ -28,8 +27,6 @@ __all__ = [
     "check_ground_truth",
     "count_picture",
     "panoptic_scores",
-    "read_label_map",
-    "read_panoptic_map",
     "segments_from_info",
     "semantic_scores",
     "sum_counts",

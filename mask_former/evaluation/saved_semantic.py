@@ -9,8 +9,9 @@ import pycocotools.mask
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from mask_former.formats import read_label_map
+
 from .ground_truth import Picture, SemanticClasses, semantic_target
-from .labels import read_label_map
 from .saved import Scores, load_json, require_all
 from .semantic_scores import SemanticCounts, to_classes
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mask_former.data.pictures import read_picture
+from mask_former.formats import read_picture
 
 # Of the files in a folder, those that are taken for pictures.
 PICTURE_SUFFIXES = frozenset(

@@ -1,4 +1,4 @@
-"""Reading of picture and label files."""
+"""File formats: pictures, label maps, panoptic maps, run lengths, boxes, class tables, atomic writing."""
 
 import warnings
 
@@ -7,7 +7,7 @@ import pytest
 from detectron2.data.detection_utils import read_image
 from PIL import Image
 
-from mask_former.data.pictures import picture_size, read_class_indices, read_panoptic_ids, read_picture
+from mask_former.formats import picture_size, read_label_map, read_panoptic_map, read_picture
 
 RNG = np.random.default_rng(0)
 COLOURS = RNG.integers(0, 256, (7, 11, 3), dtype=np.uint8)
@@ -41,12 +41,17 @@ def test_sixteen_bit_grey_keeps_its_upper_byte(tmp_path):
     assert np.array_equal(read_picture(file_name, "RGB"), expected)
 
 
-@pytest.mark.parametrize(("name", "dtype"), [("x.png", np.uint8), ("x.png", np.uint16), ("x.tif", np.uint16)])
+@pytest.mark.parametrize(
+    ("name", "dtype"), [("x.png", np.uint8), ("x.png", np.uint16), ("x.tif", np.uint16), ("x.png", bool)]
+)
 def test_label_indices_come_as_stored(tmp_path, name, dtype):
     file_name = str(tmp_path / name)
-    label = RNG.integers(0, np.iinfo(dtype).max + 1, (7, 11)).astype(dtype)
+    highest = 1 if dtype is bool else np.iinfo(dtype).max
+    label = RNG.integers(0, highest + 1, (7, 11)).astype(dtype)
     Image.fromarray(label).save(file_name)
-    assert np.array_equal(read_class_indices(file_name), label)
+    read = read_label_map(file_name)
+    assert np.issubdtype(read.dtype, np.integer)
+    assert np.array_equal(read, label)
 
 
 def test_palette_label_gives_indices(tmp_path):
@@ -56,7 +61,7 @@ def test_palette_label_gives_indices(tmp_path):
     picture.putpalette([200 - i for i in range(66) for _ in range(3)])
     picture.save(file_name)
     assert Image.open(file_name).mode == "P"
-    assert np.array_equal(read_class_indices(file_name), label)
+    assert np.array_equal(read_label_map(file_name), label)
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA"])
@@ -66,7 +71,7 @@ def test_coloured_label_is_refused_by_name(tmp_path, mode):
     with pytest.raises(
         ValueError, match=rf"label\.png.*{len(mode)} channels.*index of each colour"
     ) as caught:
-        read_class_indices(file_name)
+        read_label_map(file_name)
     assert "\n" not in str(caught.value)
 
 
@@ -74,14 +79,19 @@ def test_panoptic_ids_are_little_endian_colours(tmp_path):
     file_name = str(tmp_path / "label.png")
     Image.fromarray(COLOURS).save(file_name)
     expected = [[int(r) + 256 * int(g) + 65536 * int(b) for r, g, b in row] for row in COLOURS]
-    assert read_panoptic_ids(file_name).tolist() == expected
+    assert read_panoptic_map(file_name).tolist() == expected
 
 
-def test_grey_panoptic_label_is_refused_by_name(tmp_path):
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA"])
+def test_panoptic_file_that_is_not_rgb_is_refused_by_name(tmp_path, mode):
     file_name = str(tmp_path / "label.png")
-    Image.fromarray(COLOURS[..., 0]).save(file_name)
-    with pytest.raises(ValueError, match=r"label\.png.*mode is L.*RGB PNG.*mask_former_semantic"):
-        read_panoptic_ids(file_name)
+    Image.fromarray(COLOURS).convert(mode).save(file_name)
+    message = (
+        rf"label\.png: expected an RGB panoptic map .* found mode {mode}\..*RGB PNG.*mask_former_semantic"
+    )
+    with pytest.raises(ValueError, match=message) as caught:
+        read_panoptic_map(file_name)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["cut.jpg", "cut.png", "cut.tif"])
