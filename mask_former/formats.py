@@ -1,8 +1,11 @@
 """File formats that several parts of the package read and write. Each is read and written here only."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pycocotools.mask
 from detectron2.data.detection_utils import _apply_exif_orientation, convert_PIL_to_numpy
 from detectron2.utils.file_io import PathManager
 from numpy.typing import NDArray
@@ -30,6 +33,30 @@ def id_to_rgb(ids: NDArray[np.integer]) -> NDArray[np.uint8]:
             f"Segment ids must be in 0..{MAX_SEGMENT_ID} to fit three bytes, found {ids.min()}..{ids.max()}."
         )
     return np.stack([ids & 255, ids >> 8 & 255, ids >> 16], axis=-1).astype(np.uint8)
+
+
+def encode_mask(mask: NDArray[np.bool_]) -> dict[str, Any]:
+    """Return a mask (H, W) as COCO's compressed run lengths: {"size": [H, W], "counts": str}."""
+    encoded = pycocotools.mask.encode(np.asfortranarray(mask, np.uint8))
+    return {"size": [int(side) for side in encoded["size"]], "counts": encoded["counts"].decode("ascii")}
+
+
+def decode_mask(run_lengths: Mapping[str, Any]) -> NDArray[np.bool_]:
+    """Return the mask (H, W) of COCO's run lengths; "counts" is compressed, or a plain list of numbers."""
+    if isinstance(run_lengths["counts"], list):
+        run_lengths = pycocotools.mask.frPyObjects(dict(run_lengths), *run_lengths["size"])
+    return pycocotools.mask.decode(dict(run_lengths)).astype(bool)
+
+
+def draw_polygons(
+    polygons: Sequence[Sequence[float] | NDArray], height: int, width: int
+) -> NDArray[np.bool_]:
+    """Return the mask (H, W) that COCO's polygons x1, y1, x2, y2, ... cover together.
+
+    Corners may lie outside the picture: only what is inside is filled.
+    """
+    parts = pycocotools.mask.frPyObjects([list(polygon) for polygon in polygons], height, width)
+    return pycocotools.mask.decode(pycocotools.mask.merge(parts)).astype(bool)
 
 
 def read_picture(path: str | Path, image_format: str) -> NDArray[np.uint8]:
@@ -66,8 +93,8 @@ def read_label_map(path: str | Path) -> NDArray[np.integer]:
         raise ValueError(
             f"{path}: expected a label map with one integer per pixel, as a grey (8 or 16 bits) or palette "
             f"PNG or TIFF, found a picture of mode {label.mode} with {len(label.getbands())} channels. If "
-            "its colours stand for classes, write the index of each colour; if they are panoptic segment ids, "
-            "set INPUT.DATASET_MAPPER_NAME to mask_former_panoptic."
+            "its colours stand for classes, write the index of each colour; if they are panoptic segment ids, set "
+            " INPUT.DATASET_MAPPER_NAME to mask_former_panoptic."
         )
     indices = np.asarray(label)
     # Pillow gives the true pixels of a one-bit file as bytes of 255.

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
-import pycocotools.mask as mask_util
 from detectron2.utils.logger import setup_logger
 from detectron2.utils.visualizer import Visualizer
 from numpy.typing import NDArray
@@ -25,7 +24,7 @@ from mask_former.data.shapes_catalog import (
 )
 from mask_former.data.shapes_drawing import VOID, class_table
 from mask_former.data.shapes_files import ShapesSpec
-from mask_former.formats import id_to_rgb, rgb_to_id
+from mask_former.formats import decode_mask, draw_polygons, id_to_rgb, rgb_to_id
 
 __all__ = ["ShapesSpec", "draw_contact_sheet", "ensure_set", "main", "register"]
 
@@ -96,8 +95,8 @@ def _decoded(annotation: dict[str, Any], height: int, width: int) -> NDArray[np.
     """The mask of a COCO annotation."""
     segmentation = annotation["segmentation"]
     if isinstance(segmentation, list):
-        segmentation = mask_util.merge(mask_util.frPyObjects(segmentation, height, width))
-    return np.asarray(mask_util.decode(segmentation), bool)
+        return draw_polygons(segmentation, height, width)
+    return decode_mask(segmentation)
 
 
 def _nth_color(k: int) -> list[float]:

@@ -18,7 +18,6 @@ from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
-import pycocotools.mask as mask_util
 from numpy.typing import NDArray
 
 from mask_former.data.shapes_drawing import (
@@ -32,7 +31,7 @@ from mask_former.data.shapes_drawing import (
     sample_thing,
     thing_count,
 )
-from mask_former.formats import id_to_rgb, rgb_to_id
+from mask_former.formats import encode_mask, id_to_rgb, rgb_to_id
 
 logger = logging.getLogger(__name__)
 
@@ -148,8 +147,7 @@ def mask_to_segmentation(mask: NDArray[np.bool_], bbox: list[int]) -> list[list[
     outlines, hierarchy = cv2.findContours(doubled, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
     has_hole = bool((hierarchy[0, :, 3] >= 0).any())
     if has_hole:
-        rle = mask_util.encode(np.asfortranarray(mask, dtype=np.uint8))
-        return {"size": rle["size"], "counts": rle["counts"].decode("ascii")}
+        return encode_mask(mask)
     return [((outline[:, 0] + 0.5) / 2 + (left, top)).ravel().tolist() for outline in outlines]
 
 

@@ -5,11 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pycocotools.mask
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from mask_former.formats import read_label_map
+from mask_former.formats import decode_mask, read_label_map
 
 from .ground_truth import Picture, SemanticClasses, semantic_target
 from .saved import Scores, load_json, require_all
@@ -93,5 +92,5 @@ def _paint(entries: list[dict[str, Any]], class_of: Mapping[int, int], source: s
         raise ValueError(f"{source}: {entries[0]['file_name']} has masks of sizes {sorted(sizes)}.")
     painted = np.full(sizes.pop(), len(class_of), np.int64)
     for entry in entries:
-        painted[pycocotools.mask.decode(entry["segmentation"]).astype(bool)] = class_of[entry["category_id"]]
+        painted[decode_mask(entry["segmentation"])] = class_of[entry["category_id"]]
     return painted

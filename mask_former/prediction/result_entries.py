@@ -4,9 +4,9 @@ from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pycocotools.mask
 from numpy.typing import NDArray
 
+from mask_former.formats import encode_mask
 from mask_former.prediction.classes import ClassTable
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def coco_entries(result: "Result", image_id: int | str) -> list[dict[str, Any]] 
             "category_id": result.classes.dataset_ids[category_id],
             "score": round(score, 6),
             "bbox": _coco_box(box),
-            "segmentation": _run_lengths(mask),
+            "segmentation": encode_mask(mask),
         }
         for mask, category_id, score, box in found
     ]
@@ -63,11 +63,6 @@ def coco_entries(result: "Result", image_id: int | str) -> list[dict[str, Any]] 
 def _coco_box(box: Collection[float]) -> list[float]:
     x0, y0, x1, y1 = (float(edge) for edge in box)
     return [x0, y0, x1 - x0, y1 - y0]
-
-
-def _run_lengths(mask: NDArray[np.bool_]) -> dict[str, Any]:
-    encoded = pycocotools.mask.encode(np.asfortranarray(mask, np.uint8))
-    return {"size": [int(side) for side in encoded["size"]], "counts": encoded["counts"].decode("ascii")}
 
 
 def _coco_masks(result: "Result") -> list[tuple[NDArray[np.bool_], int, float, Any]] | None:
