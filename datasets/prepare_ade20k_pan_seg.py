@@ -30,7 +30,7 @@ from mask_former.data.prepare import (
     write_atomically,
     write_labels,
 )
-from mask_former.formats import rgb_to_id
+from mask_former.formats import box_of_mask, coco_box, rgb_to_id
 
 WHERE_FROM = (
     "Unpack http://data.csail.mit.edu/places/ADEchallenge/ADEChallengeData2016.zip in the folder that holds "
@@ -93,13 +93,11 @@ def _colors(class_ids: list[int]) -> np.ndarray:
 
 
 def _segment(mask: np.ndarray, class_id: int, color: np.ndarray) -> dict[str, Any]:
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    left, top = int(columns[0]), int(rows[0])
     return {
         "id": int(rgb_to_id(color)),
         "category_id": class_id,
         "area": int(mask.sum()),
-        "bbox": [left, top, int(columns[-1]) - left + 1, int(rows[-1]) - top + 1],
+        "bbox": coco_box(box_of_mask(mask)),
         "iscrowd": 0,
     }
 

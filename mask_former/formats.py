@@ -35,6 +35,20 @@ def id_to_rgb(ids: NDArray[np.integer]) -> NDArray[np.uint8]:
     return np.stack([ids & 255, ids >> 8 & 255, ids >> 16], axis=-1).astype(np.uint8)
 
 
+def box_of_mask(mask: NDArray[np.bool_]) -> tuple[int, int, int, int]:
+    """Return the smallest box x0, y0, x1, y1 of a mask (H, W) in pixel edges; zeros for an empty mask."""
+    columns, rows = np.flatnonzero(mask.any(axis=0)), np.flatnonzero(mask.any(axis=1))
+    if not len(rows):
+        return 0, 0, 0, 0
+    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+
+
+def coco_box(box: Sequence[float]) -> list[float]:
+    """Return a box x0, y0, x1, y1 as COCO's x, y, width, height."""
+    x0, y0, x1, y1 = box
+    return [x0, y0, x1 - x0, y1 - y0]
+
+
 def encode_mask(mask: NDArray[np.bool_]) -> dict[str, Any]:
     """Return a mask (H, W) as COCO's compressed run lengths: {"size": [H, W], "counts": str}."""
     encoded = pycocotools.mask.encode(np.asfortranarray(mask, np.uint8))

@@ -31,7 +31,7 @@ from mask_former.data.shapes_drawing import (
     sample_thing,
     thing_count,
 )
-from mask_former.formats import encode_mask, id_to_rgb, rgb_to_id
+from mask_former.formats import box_of_mask, coco_box, encode_mask, id_to_rgb, rgb_to_id
 
 logger = logging.getLogger(__name__)
 
@@ -108,14 +108,12 @@ def segments_info(scene: Scene, ids: NDArray[np.int32]) -> list[dict[str, Any]]:
     infos = []
     for number, class_index in enumerate(scene.classes, start=1):
         mask = scene.segments == number
-        rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-        left, top = int(columns[0]), int(rows[0])
         infos.append(
             {
                 "id": int(ids[number]),
                 "category_id": class_table()[class_index]["id"],
                 "area": int(areas[number]),
-                "bbox": [left, top, int(columns[-1]) - left + 1, int(rows[-1]) - top + 1],
+                "bbox": coco_box(box_of_mask(mask)),
                 "iscrowd": 0,
             }
         )
