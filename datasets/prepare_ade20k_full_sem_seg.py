@@ -20,7 +20,6 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from mask_former.data.class_tables import load_classes
 from mask_former.data.prepare import (
     Job,
     argument_parser,
@@ -32,6 +31,7 @@ from mask_former.data.prepare import (
     write_atomically,
     write_labels,
 )
+from mask_former.formats import load_classes
 
 WHERE_FROM = (
     "Register at https://groups.csail.mit.edu/vision/datasets/ADE20K/request_data/ and unpack "

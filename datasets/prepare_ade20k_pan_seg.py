@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 
-from mask_former.data.class_tables import load_classes
 from mask_former.data.prepare import (
     Job,
     argument_parser,
@@ -30,7 +29,7 @@ from mask_former.data.prepare import (
     write_atomically,
     write_labels,
 )
-from mask_former.formats import box_of_mask, coco_box, rgb_to_id
+from mask_former.formats import box_of_mask, coco_box, load_classes, rgb_to_id
 
 WHERE_FROM = (
     "Unpack http://data.csail.mit.edu/places/ADEchallenge/ADEChallengeData2016.zip in the folder that holds "

@@ -1,5 +1,7 @@
 """File formats that several parts of the package read and write. Each is read and written here only."""
 
+import colorsys
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,8 @@ from detectron2.utils.file_io import PathManager
 from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
+# One JSON file a data set, one entry a line, in the order of the class ids.
+CLASS_TABLES = Path(__file__).parent / "data" / "classes"
 # Pillow's modes of one integer per pixel. "P" is a palette file, whose indices are the labels.
 LABEL_MODES = ("1", "L", "P", "I", "I;16", "I;16L", "I;16B", "I;16N")
 # A panoptic PNG holds a segment id in three bytes.
@@ -107,8 +111,8 @@ def read_label_map(path: str | Path) -> NDArray[np.integer]:
         raise ValueError(
             f"{path}: expected a label map with one integer per pixel, as a grey (8 or 16 bits) or palette "
             f"PNG or TIFF, found a picture of mode {label.mode} with {len(label.getbands())} channels. If "
-            "its colours stand for classes, write the index of each colour; if they are panoptic segment ids, set "
-            " INPUT.DATASET_MAPPER_NAME to mask_former_panoptic."
+            "its colours stand for classes, write the index of each colour; if they are panoptic segment "
+            "ids, set INPUT.DATASET_MAPPER_NAME to mask_former_panoptic."
         )
     indices = np.asarray(label)
     # Pillow gives the true pixels of a one-bit file as bytes of 255.
@@ -143,3 +147,28 @@ def _decode(path: str | Path, header_only: bool = False) -> Image.Image:
         raise ValueError(
             f"{path} cannot be read as a picture ({error}). Replace the file, or take it out of the data set."
         ) from error
+
+
+def load_classes(table: str | Path) -> list[dict[str, Any]]:
+    """Return a class table: a list of `{"name", ...}`, in the order of the class ids.
+
+    Args:
+        table: name of one of the package's tables, such as "ade20k_150", or path of a JSON file.
+    """
+    path = Path(table) if str(table).endswith(".json") else CLASS_TABLES / f"{table}.json"
+    if not path.is_file():
+        known = ", ".join(sorted(file.stem for file in CLASS_TABLES.glob("*.json")))
+        raise ValueError(f"No class table {path}; known tables: {known}; or give the path of a JSON file.")
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def distinct_colors(count: int) -> list[list[int]]:
+    """Return `count` different RGB colours, always the same ones, for classes that have none."""
+    colors: dict[tuple[int, ...], None] = {}
+    step = 0
+    while len(colors) < count:
+        # Steps of the golden ratio spread the hues evenly, however many there are.
+        hue, value = step * 0.618034 % 1.0, 1.0 - 0.15 * (step % 4)
+        colors[tuple(round(255 * part) for part in colorsys.hsv_to_rgb(hue, 0.75, value))] = None
+        step += 1
+    return [list(color) for color in colors]

@@ -42,7 +42,7 @@ ALLOWED = {
     # Predictions for users.
     "prediction": {
         *("prediction", "config", "checkpoint", "inference", "model_zoo", "modeling.preparation"),
-        *("data.class_tables", "formats"),
+        "formats",
     },
     "model_zoo": {"config", "checkpoint", "prediction.building"},
     # Programs.

@@ -19,8 +19,9 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.catalog import Metadata
 from detectron2.data.datasets import load_coco_json
 
-from .class_tables import distinct_colors, load_classes, panoptic_metadata
-from .panoptic_labels import Sample, load_panoptic, read_json
+from mask_former.formats import distinct_colors, load_classes
+
+from .panoptic_labels import Sample, load_panoptic, panoptic_metadata, read_json
 
 PICTURES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 

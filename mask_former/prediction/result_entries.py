@@ -110,18 +110,7 @@ def segment_rows(result: "Result") -> list[tuple[Any, ...]]:
     for label in np.unique(result.semantic).tolist():
         if label < len(result.classes):
             mask = result.semantic == label
-            box = map(float, box_of_mask(mask))
+            area, box = int(np.count_nonzero(mask)), map(float, box_of_mask(mask))
             name = result.classes.names[label]
-            rows.append(
-                (
-                    "semantic",
-                    label,
-                    own_id[label],
-                    name,
-                    int(is_thing[label]),
-                    "",
-                    int(np.count_nonzero(mask)),
-                    *box,
-                )
-            )
+            rows.append(("semantic", label, own_id[label], name, int(is_thing[label]), "", area, *box))
     return rows
