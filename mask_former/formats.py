@@ -15,6 +15,14 @@ from PIL import ExifTags, Image
 
 # One JSON file a data set, one entry a line, in the order of the class ids.
 CLASS_TABLES = Path(__file__).parent / "data" / "classes"
+# Files in a folder that are taken for pictures, and for label maps: those must be free of losses.
+PICTURE_SUFFIXES = frozenset(
+    (
+        *(".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm"),
+        *(".tga", ".tif", ".tiff", ".webp"),
+    )
+)
+LABEL_SUFFIXES = frozenset((".bmp", ".png", ".tif", ".tiff"))
 # Pillow's modes of one integer per pixel. "P" is a palette file, whose indices are the labels.
 LABEL_MODES = ("1", "L", "P", "I", "I;16", "I;16L", "I;16B", "I;16N")
 # A panoptic PNG holds a segment id in three bytes.

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from mask_former.prediction.inputs import PICTURE_SUFFIXES
+from mask_former.formats import PICTURE_SUFFIXES
 from mask_former.prediction.results import Result, ResultWriter
 
 WINDOW = "MaskFormer"

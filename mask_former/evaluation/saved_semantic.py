@@ -8,13 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from mask_former.formats import decode_mask, read_label_map
+from mask_former.formats import LABEL_SUFFIXES, decode_mask, read_label_map
 
 from .ground_truth import Picture, SemanticClasses, semantic_target
 from .saved import Scores, load_json, require_all
 from .semantic_scores import SemanticCounts, to_classes
 
-LABEL_SUFFIXES = (".png", ".tif", ".tiff")
 PredictedClasses = Callable[[], NDArray[np.int64]]
 
 
@@ -43,7 +42,7 @@ def label_files(folder: Path) -> dict[str, Picture]:
     """Return the label files in a folder and below as pictures by stem."""
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in LABEL_SUFFIXES)
     if not paths:
-        raise ValueError(f"{folder}: holds no label files ({', '.join(LABEL_SUFFIXES)}).")
+        raise ValueError(f"{folder}: holds no label files ({', '.join(sorted(LABEL_SUFFIXES))}).")
     return pictures_by_stem({str(path): {"sem_seg_file_name": str(path)} for path in paths})
 
 
