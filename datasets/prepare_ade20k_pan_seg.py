@@ -26,10 +26,9 @@ from mask_former.data.prepare import (
     read_array,
     run_jobs,
     run_program,
-    write_atomically,
     write_labels,
 )
-from mask_former.formats import box_of_mask, coco_box, load_classes, rgb_to_id
+from mask_former.formats import box_of_mask, coco_box, load_classes, replacing, rgb_to_id
 
 WHERE_FROM = (
     "Unpack http://data.csail.mit.edu/places/ADEchallenge/ADEChallengeData2016.zip in the folder that holds "
@@ -118,7 +117,8 @@ def work(job: Job) -> None:
 
 
 def _write_json(path: Path, content: Any) -> None:
-    write_atomically(path, lambda file: file.write(json.dumps(content).encode()))
+    with replacing(path) as partial:
+        partial.write_text(json.dumps(content), encoding="utf-8")
 
 
 def prepare_split(data: Path, folder: str, split: str, workers: int, force: bool) -> None:

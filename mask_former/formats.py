@@ -2,7 +2,10 @@
 
 import colorsys
 import json
-from collections.abc import Mapping, Sequence
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +26,53 @@ PICTURE_SUFFIXES = frozenset(
     )
 )
 LABEL_SUFFIXES = frozenset((".bmp", ".png", ".tif", ".tiff"))
+# Age in seconds from which temporary files of writers that were killed are removed.
+STALE_AFTER = 600
 # Pillow's modes of one integer per pixel. "P" is a palette file, whose indices are the labels.
 LABEL_MODES = ("1", "L", "P", "I", "I;16", "I;16L", "I;16B", "I;16N")
 # A panoptic PNG holds a segment id in three bytes.
 MAX_SEGMENT_ID = 256**3 - 1
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a temporary path to write to, and rename it to `path` at the end of the `with` block.
+
+    At any moment, also after a loss of power, either the old file is there or the new one, complete. The
+    temporary file lies beside `path`, ends in ".partial", and is removed where writing fails.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    _remove_stale(path)
+    try:
+        yield partial
+        _flush(partial)
+        os.replace(partial, path)
+    except BaseException:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise
+    _flush(path.parent)
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError:
+        if not path.is_dir():  # some file systems cannot flush folders
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def _remove_stale(path: Path) -> None:
+    """Remove temporary files that killed writers of `path` left."""
+    prefix = f".{path.name}."
+    for name in os.listdir(path.parent):
+        if name.startswith(prefix) and name.endswith(".partial"):
+            with suppress(OSError):  # another process may remove it at the same time
+                if time.time() - (path.parent / name).stat().st_mtime > STALE_AFTER:
+                    (path.parent / name).unlink()
 
 
 def rgb_to_id(rgb: NDArray[np.uint8]) -> NDArray[np.int32]:

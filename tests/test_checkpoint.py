@@ -1,7 +1,6 @@
 """Checkpoints are written whole, say what they are, and are loaded with one report of what did not fit."""
 
 import logging
-import os
 import pickle
 import re
 import subprocess
@@ -18,7 +17,6 @@ from tiny_models import NUM_CLASSES, TINY, tiny_config
 
 import mask_former  # noqa: F401  (fills the registries)
 from mask_former.checkpoint import Checkpointer, describe, described_config, flat_metrics, read_checkpoint
-from mask_former.checkpoint.atomic_writing import replacing
 from mask_former.checkpoint.weight_fitting import fit_weights, resized_bias_table
 from mask_former.config import load_config
 
@@ -494,30 +492,3 @@ def test_killing_the_writer_at_any_moment_leaves_a_whole_file(tmp_path):
     assert all(int(written) >= 0 for written, _, _ in rows)
     assert int(rows[-1][0]) + int(rows[-2][0]) + int(rows[-3][0]) > 0  # writers did write
     assert int(rows[-1][2]) > 3  # and some were killed in the middle of it
-
-
-def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path):
-    file = tmp_path / "model.pth"
-    file.write_text("old")
-
-    def fail():
-        with replacing(file) as partial:
-            partial.write_text("half")
-            raise RuntimeError("disk")
-
-    with pytest.raises(RuntimeError, match="disk"):
-        fail()
-    assert file.read_text() == "old"
-    assert list(tmp_path.iterdir()) == [file]
-
-
-def test_leftovers_of_killed_writers_are_removed_in_time(tmp_path):
-    fresh, stale = tmp_path / ".m.pth.1.partial", tmp_path / ".m.pth.2.partial"
-    for leftover in (fresh, stale):
-        leftover.write_text("half")
-    os.utime(stale, (0, 0))
-    with replacing(tmp_path / "m.pth") as partial:
-        partial.write_text("whole")
-    assert fresh.exists()
-    assert not stale.exists()
-    assert (tmp_path / "m.pth").read_text() == "whole"

@@ -1,5 +1,6 @@
 """File formats: pictures, label maps, panoptic maps, run lengths, boxes, class tables, atomic writing."""
 
+import os
 import warnings
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 from detectron2.data.detection_utils import read_image
 from PIL import Image
 
-from mask_former.formats import picture_size, read_label_map, read_panoptic_map, read_picture
+from mask_former.formats import picture_size, read_label_map, read_panoptic_map, read_picture, replacing
 
 RNG = np.random.default_rng(0)
 COLOURS = RNG.integers(0, 256, (7, 11, 3), dtype=np.uint8)
@@ -117,3 +118,30 @@ def test_floating_point_picture_is_refused_by_name(tmp_path):
     Image.fromarray(np.zeros((3, 4), dtype=np.float32)).save(path)
     with pytest.raises(ValueError, match=r"picture\.tif holds floating-point"):
         read_picture(str(path), "RGB")
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path):
+    file = tmp_path / "model.pth"
+    file.write_text("old")
+
+    def fail():
+        with replacing(file) as partial:
+            partial.write_text("half")
+            raise RuntimeError("disk")
+
+    with pytest.raises(RuntimeError, match="disk"):
+        fail()
+    assert file.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_leftovers_of_killed_writers_are_removed_in_time(tmp_path):
+    fresh, stale = tmp_path / ".m.pth.1.partial", tmp_path / ".m.pth.2.partial"
+    for leftover in (fresh, stale):
+        leftover.write_text("half")
+    os.utime(stale, (0, 0))
+    with replacing(tmp_path / "m.pth") as partial:
+        partial.write_text("whole")
+    assert fresh.exists()
+    assert not stale.exists()
+    assert (tmp_path / "m.pth").read_text() == "whole"

@@ -17,11 +17,12 @@ from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts
 from detectron2.config import CfgNode
 from torch import nn
 
-from mask_former.checkpoint.atomic_writing import replacing, save_atomically, save_safetensors
+from mask_former.checkpoint.atomic_writing import save_atomically, save_safetensors
 from mask_former.checkpoint.restricted_pickle import DamagedFileError
 from mask_former.checkpoint.safe_reading import as_tensors, read_file
 from mask_former.checkpoint.weight_fitting import LoadReport, fit_weights
 from mask_former.checkpoint.weights import resolve
+from mask_former.formats import replacing
 
 logger = logging.getLogger(__name__)
 
