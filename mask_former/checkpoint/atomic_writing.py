@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from mask_former.checkpoint.safe_reading import METADATA_KEY
+from mask_former.checkpoint.reading import METADATA_KEY
 
 # Leftovers of writers that were killed are removed when they are older than this, in seconds.
 STALE_AFTER = 600

@@ -18,8 +18,8 @@ from detectron2.config import CfgNode
 from torch import nn
 
 from mask_former.checkpoint.atomic_writing import replacing, save_atomically, save_safetensors
-from mask_former.checkpoint.restricted_pickle import DamagedFileError
-from mask_former.checkpoint.safe_reading import as_tensors, read_file
+from mask_former.checkpoint.reading import read_checkpoint, refuse_endless
+from mask_former.checkpoint.unpickling import DamagedFileError
 from mask_former.checkpoint.weight_fitting import LoadReport, fit_weights
 from mask_former.checkpoint.weights import resolve
 
@@ -132,53 +132,6 @@ class Checkpointer(DetectionCheckpointer):
         logger.log(logging.INFO if self.report.is_complete else logging.WARNING, "%s", self.report)
 
 
-def read_checkpoint(file: str | Path, allow_unsafe: bool = False) -> dict[str, Any]:
-    """Return a weight file of any kind as a dict with "model", name -> tensor, and what else it holds.
-
-    A state dict alone, and one under "state_dict", are taken as well; a pickle without "model" is Caffe2's.
-    """
-    content = read_file(file, allow_unsafe)
-    if not isinstance(content, Mapping):
-        raise DamagedFileError(f"{file} holds a {type(content).__name__}; expected a dict of weights.")
-    data = dict(content)
-    if "metadata_json" in data:
-        data["metadata"] = _from_json(data.pop("metadata_json"), file)
-    if not isinstance(data.get("metadata", {}), dict):
-        data.pop("metadata")
-    _refuse_endless(data.get("metadata"), f"The metadata of {file}")
-    if isinstance(data.get("model"), Mapping):
-        return {**data, "model": as_tensors(data["model"], file)}
-    if isinstance(data.get("state_dict"), Mapping):
-        state = data.pop("state_dict")
-        return {**data, "model": as_tensors(state, file)}
-    if "blobs" in data or any(str(name).endswith(("_bn_s", "_w")) for name in data):
-        blobs = data.get("blobs", data)
-        if not isinstance(blobs, Mapping):
-            raise DamagedFileError(f"{file} holds a {type(blobs).__name__} under 'blobs', expected weights.")
-        kept = {name: value for name, value in blobs.items() if not str(name).endswith("_momentum")}
-        return {"model": as_tensors(kept, file), "__author__": "Caffe2", "matching_heuristics": True}
-    return {"model": as_tensors(content, file)}
-
-
-def _from_json(text: Any, file: str | Path) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, TypeError, RecursionError) as error:
-        raise DamagedFileError(f"{file} has metadata that are no JSON ({error}).") from error
-
-
-def _refuse_endless(content: Any, what: str) -> None:
-    """Raise DamagedFileError for a tree of shared parts, of which few bytes may hold no end of values."""
-    pending, count = [content], 0
-    while pending:
-        item = pending.pop()
-        parts = item.values() if isinstance(item, dict) else item if isinstance(item, list | tuple) else ()
-        count += 1 + len(parts)
-        if count > MAX_METADATA_VALUES:
-            raise DamagedFileError(f"{what} has over {MAX_METADATA_VALUES} values.")
-        pending += parts
-
-
 def described_config(metadata: Mapping[str, Any]) -> CfgNode | None:
     """Return the configuration that a file's metadata hold, or None. It is plain data, of bounded size."""
     text = metadata.get("config")
@@ -188,7 +141,7 @@ def described_config(metadata: Mapping[str, Any]) -> CfgNode | None:
         content = yaml.safe_load(text)
     except (yaml.YAMLError, RecursionError) as error:
         raise DamagedFileError(f"The configuration in the file's metadata is no YAML ({error}).") from error
-    _refuse_endless(content, "The configuration in the file's metadata")
+    refuse_endless(content, "The configuration in the file's metadata")
     return CfgNode(content) if isinstance(content, dict) else None
 
 
