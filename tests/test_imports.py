@@ -35,7 +35,7 @@ ALLOWED = {
     },
     "modeling.preparation": {"modeling"},
     # Weight files.
-    "checkpoint": {"checkpoint"},
+    "checkpoint": {"checkpoint", "config"},
     "conversion": {"conversion", "checkpoint"},
     "convert": {"conversion", "checkpoint", "config"},
     # Predictions for users.

@@ -42,7 +42,7 @@ UNSAFE_ADVICE = "If you trust its origin, read it without restriction (allow_uns
 def read_checkpoint(file: str | Path, allow_unsafe: bool = False) -> dict[str, Any]:
     """Return a weight file of any kind as a dict with "model", name -> tensor, and what else it holds.
 
-    A state dict alone, and one under "state_dict", are taken as well; so are Caffe2's blobs.
+    A state dict alone, and one under "state_dict" or Caffe2's "blobs", are taken as well.
 
     Args:
         file: path of the file.
@@ -150,17 +150,9 @@ def _as_checkpoint(content: Any, size: int) -> dict[str, Any]:
     for key in ("model", "state_dict"):
         if isinstance(data.get(key), Mapping):
             return {**data, "model": _as_tensors(data.pop(key), size)}
-    blobs = data.get("blobs", data)
-    if "blobs" in data or _are_caffe2_names(data):
-        kept = {name: value for name, value in blobs.items() if not str(name).endswith("_momentum")}
-        return {"model": _as_tensors(kept, size), "__author__": "Caffe2", "matching_heuristics": True}
+    if isinstance(data.get("blobs"), Mapping):
+        return {"model": _as_tensors(data["blobs"], size), "__author__": "Caffe2"}
     return {"model": _as_tensors(content, size)}
-
-
-def _are_caffe2_names(names: Mapping[Any, Any]) -> bool:
-    """Whether names are Caffe2's, which have no dots; other libraries' names may end in _w, too."""
-    texts = [str(name) for name in names]
-    return any(text.endswith(("_bn_s", "_w")) for text in texts) and not any("." in text for text in texts)
 
 
 def refuse_endless(content: Any, what: str) -> None:

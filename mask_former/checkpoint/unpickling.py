@@ -137,7 +137,7 @@ def _encode(text: str, encoding: Any = "latin1") -> bytes:
 
 def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> Tensor:
     # Unlike torch's own rebuilding, as_strided refuses to reach beyond the storage.
-    return torch.empty(0, dtype=storage.dtype).set_(storage.untyped()).as_strided(size, stride, offset)
+    return torch.empty(0, dtype=storage.dtype).set_(storage).as_strided(size, stride, offset)
 
 
 def read_legacy_torch_file(stream: BinaryIO, size: int) -> Any:
