@@ -36,7 +36,7 @@ ALLOWED = {
     },
     "modeling.preparation": {"modeling"},
     # Weight files.
-    "checkpoint": {"checkpoint", "formats"},
+    "checkpoint": {"checkpoint", "config", "formats"},
     "conversion": {"conversion", "checkpoint", "formats"},
     "convert": {"conversion", "checkpoint", "config"},
     # Predictions for users.
