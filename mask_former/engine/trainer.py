@@ -65,10 +65,13 @@ class Trainer(DefaultTrainer):
 
     def resume_or_load(self, resume: bool = True) -> None:
         """Go on from the last checkpoint in OUTPUT_DIR, if asked and possible, else load MODEL.WEIGHTS."""
-        if resume and not self.checkpointer.has_checkpoint():
+        if resume and self.checkpointer.has_checkpoint():
+            super().resume_or_load(resume)
+        else:
             folder, weights = self.cfg.OUTPUT_DIR, self.cfg.MODEL.WEIGHTS
-            logger.warning("Nothing to resume in %s: starting from MODEL.WEIGHTS %r", folder, weights)
-        super().resume_or_load(resume)
+            if resume:
+                logger.warning("Nothing to resume in %s: starting from MODEL.WEIGHTS %r", folder, weights)
+            self.checkpointer.load(weights, checkpointables=[], match_class_names=True)
         self._trainer.data_loader.start_iteration = self.start_iter
 
     def train(self) -> Any:
