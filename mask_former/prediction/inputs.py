@@ -75,7 +75,8 @@ def _files(path: str) -> list[str]:
             files = [
                 os.path.join(path, name)
                 for name in sorted(os.listdir(path))
-                if Path(name).suffix.lower() in PICTURE_SUFFIXES and not os.path.isdir(os.path.join(path, name))
+                if Path(name).suffix.lower() in PICTURE_SUFFIXES
+                and not os.path.isdir(os.path.join(path, name))
             ]
             expected = f"a folder with pictures ({' '.join(sorted(PICTURE_SUFFIXES))})"
         elif glob.has_magic(path) and not os.path.exists(path):

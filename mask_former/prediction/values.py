@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from detectron2.structures import Instances
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import find_objects
 from torch import Tensor
 
-from mask_former.inference.resizing import Sizes
+from mask_former.inference.logits import QueryLogits
 from mask_former.prediction.classes import ClassTable
 
 Box = tuple[float, float, float, float]
@@ -58,19 +58,6 @@ class InstanceResults:
         return len(self.scores)
 
 
-class Logits(NamedTuple):
-    """Output of the network for one image, on the host.
-
-    class_logits: (Q, K+1) float32.
-    mask_logits: (Q, h, w) float32, on the mask grid of the padded image.
-    sizes: image sizes that belong to the grid.
-    """
-
-    class_logits: Tensor
-    mask_logits: Tensor
-    sizes: Sizes
-
-
 @dataclass(frozen=True)
 class PredictedValues:
     """The predictions for one image; what was not requested is None.
@@ -84,7 +71,7 @@ class PredictedValues:
     segments: those of `panoptic`.
     instances: masks, boxes, classes, scores.
     scores: (K, H, W) float32, semantic scores.
-    logits: see `Logits`.
+    logits: output of the network, in host memory.
     """
 
     image_name: str
@@ -97,7 +84,7 @@ class PredictedValues:
     segments: list[Segment] = field(default_factory=list)
     instances: InstanceResults | None = None
     scores: Tensor | None = None
-    logits: Logits | None = None
+    logits: QueryLogits | None = None
 
     def labels(self) -> NDArray[np.integer] | None:
         """Return `semantic`, else the class of each panoptic segment; (H, W), None without both."""
@@ -109,6 +96,23 @@ class PredictedValues:
         for segment in self.segments:
             class_of_id[segment.id] = segment.category_id
         return class_of_id[self.panoptic]
+
+
+def result_fields(results: Mapping[str, Any], classes: ClassTable) -> dict[str, Any]:
+    """Return the fields of `PredictedValues` for the results of one image, see `inference.form_results`."""
+    fields: dict[str, Any] = {}
+    if "sem_seg" in results:
+        # The index K is NO_CLASS.
+        labels = np.arange(len(classes) + 1, dtype=classes.label_type)
+        labels[len(classes)] = classes.void_label
+        fields["semantic"] = labels[results["sem_seg"].cpu().numpy()]
+    if "panoptic_seg" in results:
+        panoptic_map, infos = results["panoptic_seg"]
+        ids = panoptic_map.cpu().numpy()
+        fields |= {"panoptic": ids, "segments": segments_of_map(ids, infos, classes)}
+    if "instances" in results:
+        fields["instances"] = instance_results(results["instances"], classes)
+    return fields
 
 
 def segments_of_map(
@@ -141,7 +145,7 @@ def _box(rows: slice, columns: slice) -> Box:
     return float(columns.start), float(rows.start), float(columns.stop), float(rows.stop)
 
 
-def instances_to_host(instances: Instances, classes: ClassTable) -> InstanceResults:
+def instance_results(instances: Instances, classes: ClassTable) -> InstanceResults:
     """Return Detectron2's instances as arrays in host memory."""
     masks = instances.pred_masks.cpu().numpy()
     labels = instances.pred_classes.cpu().numpy()

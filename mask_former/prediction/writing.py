@@ -105,7 +105,7 @@ class ResultWriter:
         is_written = {}
         if "overlay" in self.kinds:
             overlay = Image.fromarray(draw_result(result, image, **self.drawing))
-            _save_image(overlay, self.folder / "overlay" / f"{stem}.jpg", quality=92, subsampling=0)
+            save_image(overlay, self.folder / "overlay" / f"{stem}.jpg", quality=92, subsampling=0)
         if "labels" in self.kinds:
             is_written["labels"] = self._write_labels(result, stem)
         if "panoptic" in self.kinds:
@@ -144,14 +144,14 @@ class ResultWriter:
             colors = np.zeros((256, 3), np.uint8)
             colors[: len(result.classes)] = result.classes.palette
             picture.putpalette(colors.tobytes())
-        _save_image(picture, self.folder / "labels" / f"{stem}.png")
+        save_image(picture, self.folder / "labels" / f"{stem}.png")
         return True
 
     def _write_panoptic(self, result: PredictedValues, stem: str, image_id: int | str) -> bool:
         if result.panoptic is None:
             return False
         name = f"{stem}.png"
-        _save_image(Image.fromarray(id_to_rgb(result.panoptic)), self.folder / "panoptic" / name)
+        save_image(Image.fromarray(id_to_rgb(result.panoptic)), self.folder / "panoptic" / name)
         self._tables["panoptic"].add(image_id, [panoptic_entry(result, image_id, name)])
         return True
 
@@ -182,9 +182,10 @@ def _checked_kinds(kinds: Collection[str]) -> frozenset[str]:
     return kinds
 
 
-def _save_image(image: Image.Image, file: Path, **options: Any) -> None:
+def save_image(image: Image.Image, file: Path, **options: Any) -> None:
+    """Write a JPEG or PNG file atomically; `options` are Pillow's."""
     try:
-        with replacing(file) as partial:
+        with replacing(file, flush=False) as partial:
             image.save(partial, format="JPEG" if file.suffix == ".jpg" else "PNG", **options)
     except OSError as error:
         raise OSError(error.errno, f"cannot write: {error.strerror or error}", str(file)) from error
