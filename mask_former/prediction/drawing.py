@@ -74,7 +74,7 @@ def draw_result(
     task = _task_of(result, task)
     image = result.image if image is None else image
     if image is None:
-        raise ValueError(f"{result.image_name}: there is no image to draw on; pass it as `image`.")
+        raise ValueError(f"{result.image_name}: there is no picture to draw on; pass it as `image`.")
     if task == "panoptic":
         layers = _panoptic_layers(result, colors or segment_colors(result))
     elif task == "semantic":
@@ -91,8 +91,8 @@ def _task_of(result: PredictedValues, task: str | None) -> str:
     available = [name for name in DRAWN_TASKS if maps[name] is not None]
     if (task is not None and task not in available) or not available:
         raise ValueError(
-            f"{result.image_name}: the result holds {', '.join(available) or 'nothing to draw'}, not {task!r}; "
-            "choose one of those, or name it in the predictor's `tasks`."
+            f"{result.image_name}: the result holds {', '.join(available) or 'nothing to draw'}, not "
+            f"{task!r}; choose one of those, or name it in the predictor's `tasks`."
         )
     return task or available[0]
 

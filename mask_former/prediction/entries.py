@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from mask_former.formats import box_of_mask, coco_box, encode_mask
 from mask_former.prediction.classes import ClassTable
@@ -29,7 +28,7 @@ def categories(classes: ClassTable) -> list[Entry]:
 
 
 def panoptic_entry(result: PredictedValues, image_id: int | str, file_name: str) -> Entry:
-    """Return `annotation` and `image` of COCO's panoptic format, with scores; `file_name` of the map's PNG."""
+    """Return `annotation` and `image` of COCO's panoptic format, with scores."""
     segments = [
         {
             "id": segment.id,
@@ -65,12 +64,12 @@ def coco_entries(result: PredictedValues, image_id: int | str) -> list[Entry] | 
     ]
 
 
-def _thing_masks(result: PredictedValues) -> Iterator[tuple[NDArray[np.bool_], int, float, Any]]:
+def _thing_masks(result: PredictedValues) -> Iterator[tuple[Any, int, float, Any]]:
     """Yield mask, class, score and box of each instance, or of each thing segment."""
     instances = result.instances
     if instances is not None:
         classes, scores = instances.classes.tolist(), instances.scores.tolist()
-        yield from zip(instances.masks, classes, scores, instances.boxes, strict=True)
+        yield from zip(instances.masks, classes, scores, instances.boxes.tolist(), strict=True)
         return
     for segment in result.segments:
         if segment.is_thing:
@@ -118,6 +117,7 @@ def _instance_rows(result: PredictedValues) -> Iterator[tuple[Any, ...]]:
 
 
 def _semantic_rows(result: PredictedValues) -> Iterator[tuple[Any, ...]]:
+    assert result.semantic is not None
     for label in np.unique(result.semantic).tolist():
         if label < len(result.classes):
             mask = result.semantic == label

@@ -53,8 +53,8 @@ def expand(
             A folder stands for the images directly in it.
         on_error: called for inputs that are not found, which are then skipped; None: raise.
     """
-    is_single = isinstance(inputs, str | os.PathLike | np.ndarray | InputImage)
-    for source in [inputs] if is_single else inputs:
+    sources = [inputs] if isinstance(inputs, str | os.PathLike | np.ndarray | InputImage) else inputs
+    for source in sources:
         if isinstance(source, np.ndarray | InputImage):
             yield source
         elif isinstance(source, str | os.PathLike):
@@ -72,12 +72,9 @@ def expand(
 def _files(path: str) -> list[str]:
     try:
         if os.path.isdir(path):
-            files = [
-                os.path.join(path, name)
-                for name in sorted(os.listdir(path))
-                if Path(name).suffix.lower() in PICTURE_SUFFIXES
-                and not os.path.isdir(os.path.join(path, name))
-            ]
+            names = [name for name in os.listdir(path) if Path(name).suffix.lower() in PICTURE_SUFFIXES]
+            files = sorted(os.path.join(path, name) for name in names)
+            files = [file for file in files if not os.path.isdir(file)]
             expected = f"a folder with pictures ({' '.join(sorted(PICTURE_SUFFIXES))})"
         elif glob.has_magic(path) and not os.path.exists(path):
             files = sorted(name for name in glob.glob(path, recursive=True) if not os.path.isdir(name))

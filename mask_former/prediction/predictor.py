@@ -261,10 +261,10 @@ class Predictor:
 
     def _prepare(self, picture: InputImage) -> Tensor:
         """Return (C, h, w) uint8, resized as at test time."""
-        pixels = convert_PIL_to_numpy(Image.fromarray(image.pixels), self.cfg.INPUT.FORMAT)
+        pixels = convert_PIL_to_numpy(Image.fromarray(picture.pixels), self.cfg.INPUT.FORMAT)
         transform = self._resize.get_transform(pixels)
         if min(getattr(transform, "new_h", MIN_SIDE), getattr(transform, "new_w", MIN_SIDE)) < MIN_SIDE:
-            height, width = image.pixels.shape[:2]
+            height, width = picture.pixels.shape[:2]
             raise PictureError(
                 picture.name,
                 f"{width}x{height} pixels (width x height) shrink to less than {MIN_SIDE} on a side under "
@@ -303,7 +303,7 @@ class Predictor:
                 height=height,
                 width=width,
                 classes=self.classes,
-                image=prepared.image.pixels,
+                image=prepared.picture.pixels,
                 **result_fields(logits.results(request.rules), self.classes),
                 scores=logits.scores(request.rules).cpu() if request.return_scores else None,
                 logits=_on_host(logits, request.rules) if request.return_logits else None,

@@ -26,8 +26,9 @@ class Result(PredictedValues):
         text: bool = True,
     ) -> NDArray[np.uint8]:
         """Return `image` (default: the one predicted on) with the result over it, see `draw_result`."""
-        options = {"task": task, "score_threshold": score_threshold, "colors": colors}
-        return draw_result(self, image, scale=scale, text=text, **options)
+        return draw_result(
+            self, image, task=task, score_threshold=score_threshold, colors=colors, scale=scale, text=text
+        )
 
     def save(
         self, folder: str | Path, kinds: Collection[str] = KINDS, image: NDArray[np.uint8] | None = None

@@ -117,7 +117,9 @@ class ResultWriter:
                 self._tables["coco"].add(image_id, entries)
         if "csv" in self.kinds:
             self._tables["csv"].add(result.image_name, csv_rows(result))
-        for kind in {kind for kind, written in is_written.items() if not written} - self._warned_kinds:
+        for kind, written in is_written.items():
+            if written or kind in self._warned_kinds:
+                continue
             self._warned_kinds.add(kind)
             required = REQUIRED_RESULTS[kind]
             logger.warning("No %s files: they need %s, which are switched off.", kind, required)
@@ -131,8 +133,11 @@ class ResultWriter:
         return self
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        # An exception on its way must not be replaced by one of closing; the journals stay.
-        with suppress(OSError) if error is not None else suppress():
+        if error is None:
+            self.close()
+            return
+        # The exception that is being raised must not be replaced by one of closing; the journals stay.
+        with suppress(OSError):
             self.close()
 
     def _write_labels(self, result: PredictedValues, stem: str) -> bool:
