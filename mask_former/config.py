@@ -54,8 +54,9 @@ def _add_solver_keys(cfg: CN) -> None:
     # Gradient accumulation: each step draws IMS_PER_BATCH pictures in this many equal parts, one after
     # the other, and gives the gradient of the whole batch.
     cfg.SOLVER.ACCUMULATE = 1
-    # Activation checkpointing: the blocks of backbone and transformers keep only their inputs and compute the
-    # rest again in the backward pass. The same gradients, less memory, more time (docs/performance.md).
+    # Activation checkpointing: the blocks of backbone and transformers keep only their inputs and recompute the
+    # rest in the backward pass. Same gradients, less memory, more time (docs/performance.md).
+    # MODEL.SWIN.USE_CHECKPOINT, the published name, means the same.
     cfg.SOLVER.RECOMPUTE_ACTIVATIONS = False
     # Type of automatic mixed precision when SOLVER.AMP.ENABLED: "float16" (with a gradient scaler) or
     # "bfloat16" (without).
@@ -142,10 +143,15 @@ def _add_swin_keys(cfg: CN) -> None:
     cfg.MODEL.SWIN.APE = False
     cfg.MODEL.SWIN.PATCH_NORM = True
     cfg.MODEL.SWIN.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
-    # Recompute activations in the backward pass: less memory, one more forward pass.
+    # The same as SOLVER.RECOMPUTE_ACTIVATIONS, whatever the backbone.
     cfg.MODEL.SWIN.USE_CHECKPOINT = False
     # Stages whose parameters stay fixed: -1 none, 0 the patch embedding, n that and the first n stages.
     cfg.MODEL.SWIN.FROZEN_STAGES = -1
+
+
+def recomputes_activations(cfg: CN) -> bool:
+    """Return whether activation checkpointing is on, under either of its two names."""
+    return cfg.SOLVER.RECOMPUTE_ACTIVATIONS or cfg.MODEL.SWIN.USE_CHECKPOINT
 
 
 def available_device(wanted: str) -> str:

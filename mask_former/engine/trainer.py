@@ -48,7 +48,7 @@ class Trainer(DefaultTrainer):
         TrainerBase.__init__(self)  # DefaultTrainer's own constructor would build its own step
         cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
         model = self.build_model(cfg)
-        if cfg.SOLVER.RECOMPUTE_ACTIVATIONS:
+        if recomputes_activations(cfg):
             recompute_activations(model)
         optimizer = self.build_optimizer(cfg, model)
         model = create_ddp_model(model, broadcast_buffers=False)
