@@ -32,7 +32,8 @@ setup(
         "tqdm",
     ],
     extras_require={
-        "test": ["pytest", "pytest-timeout", "pytest-xdist", "h5py"],
+        "test": ["pytest", "pytest-timeout", "pytest-xdist", "h5py", "cityscapesscripts"],
+        "cityscapes": ["cityscapesscripts"],
         "bridge": ["transformers", "timm"],
         "lint": ["ruff", "mypy"],
     },

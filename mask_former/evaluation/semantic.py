@@ -130,7 +130,7 @@ def predicted_classes(
     """Return (H, W) in 0..K, K where no class is predicted.
 
     Args:
-        sem_seg: scores (K, H, W), or integer labels (H, W), where `NO_CLASS` and `ignore_label` mean none.
+        sem_seg: scores (K, H, W), or integer labels (H, W); `NO_CLASS` and `ignore_label` are no class.
         num_classes: K.
         ignore_label: the data set's label for void, or None.
         source: what to call the prediction in an error.
