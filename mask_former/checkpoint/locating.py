@@ -56,9 +56,7 @@ def resolve(name: str | Path, expected_hash: str = "") -> Path:
         source = f"resnet{path.stem.removeprefix('R-')}-XXXXXXXX.pth"
         advice = f"Make it of torchvision's: python -m mask_former.convert {source} {path.name}"
     elif path.name.startswith("swin_"):
-        advice = (
-            f"Make it of the Swin release's: python -m mask_former.convert {path.stem}.pth {path.name}"
-        )
+        advice = f"Make it of the Swin release's: python -m mask_former.convert {path.stem}.pth {path.name}"
     raise FileNotFoundError(f"{text}: no such file in {Path.cwd()}. {advice}")
 
 
@@ -90,7 +88,9 @@ def _cached(url: str, algorithm: str, prefix: str) -> Path:
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OSError(f"Cannot make {file.parent} ({error}); set {CACHE_VARIABLE} to another folder.") from error
+        raise OSError(
+            f"Cannot make {file.parent} ({error}); set {CACHE_VARIABLE} to another folder."
+        ) from error
     # Processes that start together must not download the same file twice, or into each other.
     with file_lock(str(file)):
         if not _is_good(file, algorithm, prefix):
@@ -139,7 +139,7 @@ def _download(url: str, file: Path, algorithm: str, prefix: str) -> None:
     if not found.startswith(prefix):
         partial.unlink()
         raise ValueError(
-            f"{url} has {algorithm} {found}, expected {prefix}...: the file is not the published one, and has "
-            "been removed. Try again, or download it by other means."
+            f"{url} has {algorithm} {found}, expected {prefix}...: the file is not the published one, and "
+            "has been removed. Try again, or download it by other means."
         )
     os.replace(partial, file)

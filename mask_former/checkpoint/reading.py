@@ -124,7 +124,9 @@ def _check_archive(file: Path, size: int) -> None:
         entries = archive.infolist()
         packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
         if packed or sum(entry.file_size for entry in entries) > size:
-            raise DamagedFileError("has compressed entries, which torch does not write; they may be of any size")
+            raise DamagedFileError(
+                "has compressed entries, which torch does not write; they may be of any size"
+            )
         pickles = [entry for entry in entries if entry.filename.rpartition("/")[2] == "data.pkl"]
         if len(pickles) != 1:
             raise DamagedFileError(f"is a zip archive with {len(pickles)} entries data.pkl, expected one")

@@ -8,11 +8,12 @@ from typing import Any
 from detectron2.config import CfgNode
 from safetensors.torch import save_file
 
-from mask_former.checkpoint.atomic_writing import replacing, save_atomically, save_safetensors
+from mask_former.checkpoint.writing import save_safetensors, save_torch
 from mask_former.conversion.hugging_face_config import model_config, processor_config
 from mask_former.conversion.hugging_face_names import to_hugging_face
 from mask_former.conversion.published import to_published, write_pickle
 from mask_former.conversion.renaming import State
+from mask_former.formats import replacing
 
 TARGETS = ("checkpoint", "published", "hugging_face")
 
@@ -31,11 +32,11 @@ def target_of(path: Path) -> str:
 def write_checkpoint(state: State, metadata: Mapping[str, Any], author: str, file: Path) -> None:
     """Write our form; a backbone alone finds its place in a model when it is loaded."""
     if file.suffix == ".safetensors":
-        save_safetensors(state, metadata, file)
+        save_safetensors(state, file, metadata)
     else:
         is_whole = any(name.startswith("sem_seg_head.") for name in state)
         note = {} if is_whole else {"matching_heuristics": True}  # for Detectron2's own loader
-        save_atomically({"model": state, "__author__": author, "metadata": dict(metadata), **note}, file)
+        save_torch({"model": state, "__author__": author, "metadata": dict(metadata), **note}, file)
 
 
 def write_published(state: State, author: str, no_object_weight: float, file: Path) -> None:
