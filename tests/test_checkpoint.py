@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import small_predictors
 import tiny_runs
 import torch
 import yaml
@@ -22,6 +23,7 @@ from mask_former.checkpoint import Checkpointer, describe, described_config, fla
 from mask_former.checkpoint.fitting import fit_weights, resized_bias_table
 from mask_former.config import load_config
 from mask_former.engine import Trainer
+from mask_former.prediction.predictor import Predictor
 
 TESTS = Path(__file__).resolve().parent
 CLASSES = ["wall", "sky", "tree", "car", "dog"]
@@ -559,3 +561,23 @@ def test_killing_the_writer_at_any_moment_leaves_a_whole_file(tmp_path):
     assert all(int(written) >= 0 for written, _, _ in rows)
     assert int(rows[-1][0]) + int(rows[-2][0]) + int(rows[-3][0]) > 0  # writers did write
     assert int(rows[-1][2]) > 3  # and some were killed in the middle of it
+
+
+@pytest.mark.parametrize("door", ["from_checkpoint", "from_config"])
+def test_a_predictor_reads_its_file_once(tmp_path, door):
+    file = small_predictors.write_checkpoint(tmp_path)
+    loads = []
+
+    def profile(frame, event, _):
+        if event == "call" and frame.f_code is torch.load.__code__:
+            loads.append(frame.f_locals["f"])
+
+    sys.setprofile(profile)
+    try:
+        if door == "from_checkpoint":
+            Predictor.from_checkpoint(file)
+        else:
+            Predictor.from_config(small_predictors.small_config(), file)
+    finally:
+        sys.setprofile(None)
+    assert len(loads) == 1
