@@ -1,4 +1,4 @@
-"""Weight files that are written whole or not at all."""
+"""Write weight files atomically, see `formats.replacing`."""
 
 import json
 from collections.abc import Mapping
@@ -13,15 +13,18 @@ from mask_former.checkpoint.reading import METADATA_KEY
 from mask_former.formats import replacing
 
 
-def save_atomically(data: dict[str, Any], file: Path) -> None:
-    """Write what `torch.save` can write, see `replacing`."""
+def save_torch(data: Mapping[str, Any], file: Path) -> None:
+    """Write anything that `torch.save` can write."""
     with replacing(file) as partial:
         torch.save(data, partial)
 
 
-def save_safetensors(state: Mapping[str, Tensor], metadata: Mapping[str, Any], file: Path) -> None:
-    """Write weights, and metadata as JSON under one key of the header; see `replacing`."""
+def save_safetensors(
+    state: Mapping[str, Tensor], file: Path, metadata: Mapping[str, Any] | None = None
+) -> None:
+    """Write weights, and metadata as JSON under one key of the header."""
     # The format holds no views into shared memory.
     tensors = {name: value.detach().contiguous().clone() for name, value in state.items()}
+    header = {} if metadata is None else {METADATA_KEY: json.dumps(metadata)}
     with replacing(file) as partial:
-        save_file(tensors, str(partial), {"format": "pt", METADATA_KEY: json.dumps(metadata)})
+        save_file(tensors, str(partial), {"format": "pt", **header})
