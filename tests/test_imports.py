@@ -13,14 +13,16 @@ ALLOWED = {
     "solver": set(),
     "formats": set(),
     "data": {"data", "formats"},
-    "evaluation": {"evaluation", "formats"},
-    # Logits to results; no modules.
+    "evaluation": {"evaluation", "formats", "inference"},
+    # Logits to results; nothing with weights.
     "inference": {"inference"},
+    "inference.tta": {"inference", "formats"},
     # The model.
     "modeling.structures": set(),
     "modeling.losses": set(),
     "modeling.transformer": set(),
-    "modeling.swin": set(),
+    "modeling.window_attention": {"modeling.transformer"},
+    "modeling.swin": {"modeling.window_attention"},
     "modeling.recomputing": {"modeling.swin", "modeling.transformer"},
     "modeling.targets": {"modeling.structures"},
     "modeling.points": {"modeling.losses"},
@@ -29,11 +31,13 @@ ALLOWED = {
     "modeling.pixel_decoder": {"modeling.transformer", "modeling.structures"},
     "modeling.transformer_decoder": {"modeling.transformer", "modeling.structures"},
     "modeling.head": {"modeling.pixel_decoder", "modeling.transformer_decoder", "modeling.structures"},
-    "modeling.per_pixel": {"modeling.pixel_decoder", "modeling.transformer_decoder", "modeling.head"},
+    "modeling.per_pixel": {"modeling.pixel_decoder", "modeling.head"},
     "modeling.mask_former": {
         *("modeling.criterion", "modeling.matcher", "modeling.structures", "modeling.targets"),
         "inference",
     },
+    "modeling.per_pixel_model": {"inference"},
+    "modeling.build": {"modeling.per_pixel_model", "inference", "config"},
     "modeling.preparation": {"modeling"},
     # Weight files.
     "checkpoint": {"checkpoint", "config", "formats"},
@@ -41,21 +45,21 @@ ALLOWED = {
     "convert": {"conversion", "checkpoint", "config"},
     # Predictions for users.
     "prediction": {
-        *("prediction", "config", "checkpoint", "inference", "model_zoo", "modeling.preparation"),
-        "formats",
+        *("prediction", "config", "checkpoint", "inference", "model_zoo", "formats"),
+        *("modeling.build", "modeling.preparation"),
     },
-    "model_zoo": {"config", "checkpoint", "prediction.building"},
+    "model_zoo": {"config", "checkpoint", "modeling.build"},
     # Programs.
     "engine": {
         *("engine", "config", "checkpoint", "data", "evaluation", "inference", "prediction"),
-        *("solver", "modeling.recomputing", "formats"),
+        *("solver", "modeling.build", "modeling.recomputing", "formats"),
     },
     "demonstration": {
         *("demonstration", "prediction", "model_zoo", "config", "checkpoint", "engine"),
         *("data.root", "formats"),
     },
     "benchmark": {
-        *("benchmark", "config", "model_zoo", "prediction.building", "conversion", "inference"),
+        *("benchmark", "config", "model_zoo", "conversion", "inference"),
         *("modeling", "data", "evaluation", "formats", "solver"),
     },
 }

@@ -39,7 +39,8 @@ from mask_former.engine import argument_parser as train_arguments
 from mask_former.engine import main as train_or_evaluate
 from mask_former.engine.sample_pictures import truth_of
 from mask_former.formats import replacing
-from mask_former.prediction.results import KINDS, Result, ResultWriter
+from mask_former.prediction.results import Result
+from mask_former.prediction.writing import KINDS, ResultWriter
 
 CONFIG_FILE = "configs/shapes/maskformer_panoptic.yaml"
 OUTPUT = Path("output/demo")
@@ -148,7 +149,7 @@ def predict_gallery(cfg: CfgNode, output: Path, count: int) -> None:
 def gallery_row(entry: Mapping[str, Any], result: Result, scale: float) -> dict[str, NDArray[np.uint8]]:
     """Return picture, truth and prediction, each (H, W, 3) uint8."""
     assert result.image is not None
-    truth = truth_of(dict(entry), result, result.classes, "panoptic")
+    truth = truth_of(dict(entry), result, "panoptic")
     predicted = result.draw(scale=scale)
     plain = Image.fromarray(result.image).resize(predicted.shape[1::-1])
     return {
