@@ -31,7 +31,7 @@ $(ready): constraints.txt setup.py Makefile $(wildcard third_party/*/*.py)
 	@touch $(ready)
 
 demo: $(ready)
-	@$(python) -W ignore::FutureWarning -m mask_former.demonstration.walkthrough
+	@$(python) -W ignore::FutureWarning demo/walkthrough.py
 
 test: $(ready)
 	$(python) -m pytest --numprocesses auto

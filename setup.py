@@ -32,8 +32,9 @@ setup(
         "tqdm",
     ],
     extras_require={
-        "test": ["pytest", "pytest-timeout", "pytest-xdist", "h5py"],
+        "test": ["pytest", "pytest-timeout", "pytest-xdist", "h5py", "av"],
         "bridge": ["transformers", "timm"],
+        "video": ["av"],
         "lint": ["ruff", "mypy"],
     },
 )

@@ -1,7 +1,6 @@
 """demo/demo.py: every flag, hostile inputs, `make demo`. With a small real model that knows nothing."""
 
 import csv
-import importlib.util
 import json
 import os
 import re
@@ -17,16 +16,18 @@ import numpy as np
 import pytest
 import tiny_runs
 import torch
+import walkthrough
 from detectron2.data import MetadataCatalog
 from detectron2.modeling import build_model
+from picture_demo import build_predictor, needed_tasks, predict_pictures
 from PIL import Image
 from pycocotools.coco import COCO
+from video_demo import Pace, SteadyColors, instances_as_segments
+from video_files import VideoReader, VideoWriter
 
+import demo
 from mask_former.checkpoint import Checkpointer, describe
 from mask_former.data.shapes_drawing import class_table, draw_scene
-from mask_former.demonstration import PredictorRecipe, needed_tasks, predict_pictures, walkthrough
-from mask_former.demonstration.video import VideoReader, VideoWriter
-from mask_former.demonstration.video_prediction import Pace, SteadyColors, flattened
 from mask_former.engine import Trainer
 from mask_former.evaluation.__main__ import main as evaluate
 from mask_former.prediction.forming import segments_of_map
@@ -40,10 +41,6 @@ KEEP_ALL = (
     *("MODEL.MASK_FORMER.TEST.OBJECT_MASK_THRESHOLD", "0.0"),
     *("MODEL.MASK_FORMER.TEST.OVERLAP_THRESHOLD", "0.0"),
 )
-
-specification = importlib.util.spec_from_file_location("demo_program", DEMO)
-demo = importlib.util.module_from_spec(specification)
-specification.loader.exec_module(demo)
 
 
 @pytest.fixture(scope="module")
@@ -385,7 +382,7 @@ def result_of(classes, boxes, table, height=40, width=60):
 
 @pytest.fixture
 def table(made):
-    return PredictorRecipe(weights=str(made / "model.pth"))().classes
+    return build_predictor(weights=str(made / "model.pth")).classes
 
 
 def test_colours_stay_with_a_segment_when_ids_change(table):
@@ -407,7 +404,7 @@ def test_instances_alone_are_drawn_best_in_front(table):
         scores=np.array([0.9, 0.7, 0.2], np.float32),
         areas=masks.sum((1, 2)),
     )
-    flat = flattened(Result("f", 20, 30, table, instances=found), 0.5)
+    flat = instances_as_segments(Result("f", 20, 30, table, instances=found), 0.5)
     assert [(s.category_id, s.area) for s in flat.segments] == [(2, 100), (0, 75)]
     assert flat.panoptic[7, 7] == 1
 
@@ -555,7 +552,7 @@ def test_a_folder_that_may_not_be_read_is_named(tmp_path):
         folder.chmod(0o755)  # pytest's own folders are closed to others
     try:
         with nobody():
-            outcome = predict_pictures(PredictorRecipe(weights="unused.pth"), [str(closed)], tmp_path / "out")
+            outcome = predict_pictures(build_predictor, [str(closed)], tmp_path / "out")
     finally:
         closed.chmod(0o700)
     assert len(outcome.skipped) == 1
@@ -625,7 +622,7 @@ def test_the_walk_goes_on_where_it_was_stopped(tmp_path, monkeypatch, capsys):
     with monkeypatch.context() as patched:
         patched.setattr(Trainer, "test", stop)
         assert walkthrough.main(command) == 130
-    assert "goes on from here" in capsys.readouterr().err
+    assert "continues from here" in capsys.readouterr().err
     assert (output / "model_final.pth").is_file()
     assert not (output / "gallery").exists()
 

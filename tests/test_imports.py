@@ -49,9 +49,6 @@ ALLOWED = {
         *("engine", "config", "checkpoint", "data", "evaluation", "inference", "prediction"),
         *("solver", "modeling.recomputing"),
     },
-    "demonstration": {
-        *("demonstration", "prediction", "model_zoo", "config", "checkpoint", "engine", "data.root"),
-    },
     "benchmark": {
         *("benchmark", "config", "model_zoo", "prediction.building", "conversion", "inference"),
         *("modeling", "data", "evaluation", "solver"),
