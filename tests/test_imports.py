@@ -51,7 +51,7 @@ ALLOWED = {
     },
     "benchmark": {
         *("benchmark", "config", "model_zoo", "prediction.building", "conversion", "inference"),
-        *("modeling", "data", "evaluation", "solver"),
+        *("modeling", "data", "evaluation", "solver", "engine.hooks"),
     },
 }
 BANNED = {"torchvision", "timm", "transformers"}
