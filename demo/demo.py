@@ -116,7 +116,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.confidence_threshold is not None:
         options["score_threshold"] = drawing["score_threshold"] = arguments.confidence_threshold
     if arguments.classes is not None:
-        options["classes_to_keep"] = [name for name in map(str.strip, arguments.classes.split(",")) if name]
+        options["classes"] = [name for name in map(str.strip, arguments.classes.split(",")) if name]
     build = functools.partial(
         build_predictor,
         weights=arguments.weights,

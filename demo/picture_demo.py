@@ -19,7 +19,8 @@ from tqdm import tqdm
 
 from mask_former import model_zoo
 from mask_former.config import load_config, merge_opts
-from mask_former.prediction.inputs import PICTURE_SUFFIXES, PictureError, expand
+from mask_former.formats import PICTURE_SUFFIXES, replacing
+from mask_former.prediction.inputs import PictureError, expand
 from mask_former.prediction.predictor import Predictor
 from mask_former.prediction.results import Result, ResultWriter
 
@@ -58,20 +59,20 @@ def build_predictor(
         config_file: None: the checkpoint describes itself.
         opts: `[key, value, ...]` over the configuration.
         kinds: of files to write.
-        options: of `Predictor`.
+        options: of `Predictor.from_checkpoint`.
     """
+    options["device"] = device
     if config_file is not None:
-        predictor = Predictor.from_config(load_config(config_file, opts), weights, device=device)
+        predictor = Predictor.from_config(load_config(config_file, opts), weights, **options)
     elif weights is None:
         raise ValueError("There is nothing to predict with: give --weights, or --config-file.")
     elif _is_zoo_name(weights):
         cfg = model_zoo.get_config(weights)
         merge_opts(cfg, opts)
-        predictor = Predictor.from_config(cfg, model_zoo.weights_file(weights), device=device)
+        predictor = Predictor.from_config(cfg, model_zoo.weights_file(weights), **options)
     else:
-        predictor = Predictor.from_checkpoint(weights, device=device, opts=opts)
-    tasks = needed_tasks(predictor.rules.tasks, kinds)
-    return Predictor(predictor.model, predictor.cfg, predictor.classes, tasks=tasks, **options)
+        predictor = Predictor.from_checkpoint(weights, opts=opts, **options)
+    return predictor.with_rules(tasks=needed_tasks(predictor.rules.tasks, kinds))
 
 
 def _is_zoo_name(weights: str) -> bool:
@@ -133,6 +134,7 @@ def predict_pictures(
     with ExitStack() as stack:
         # Before the model is loaded, which takes longer.
         write = _result_handler(output, kinds, files, drawing, stack)
+        results: Any
         if workers > 1:
             from picture_workers import stream_in_processes
 
@@ -186,14 +188,10 @@ def _check_single_file(output: Path, kinds: Sequence[str], files: Sequence[str])
 
 
 def _write_overlay(result: Result, file: Path, drawing: dict[str, Any]) -> bool:
-    """Write an overlay in the format of the file's suffix, completely or not at all."""
-    partial = file.with_name(f".{file.name}.partial")
-    try:
-        Image.init()  # fills the table of suffixes
+    """Write an overlay in the format of the file's suffix."""
+    Image.init()  # fills the table of suffixes
+    with replacing(file) as partial:
         Image.fromarray(result.draw(**drawing)).save(partial, Image.EXTENSION[file.suffix.lower()])
-        partial.replace(file)
-    finally:
-        partial.unlink(missing_ok=True)
     return True
 
 

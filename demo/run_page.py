@@ -31,6 +31,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 from video_files import VIDEO_SUFFIXES, VideoReader
 
+from mask_former.formats import replacing
+
 logger = logging.getLogger("mask_former.demo")
 
 PAGE = "index.html"
@@ -66,7 +68,7 @@ CURVES = {
     "Scores": {"panoptic_seg/PQ": "PQ", "sem_seg/mIoU": "mIoU", "segm/AP": "mask AP"},
 }
 # Readable on the light and on the dark page.
-CHART_STYLE = {
+CHART_STYLE: Any = {
     **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "legend.labelcolor"), "#7c8698"),
     **dict.fromkeys(("xtick.color", "ytick.color"), "#7c8698"),
     **{"grid.color": "#7c8698", "grid.alpha": 0.25, "axes.grid": True, "legend.frameon": False},
@@ -106,9 +108,8 @@ def write_page(folder: str | Path) -> Path:
         raise FileNotFoundError(f"{folder} is no folder, expected the OUTPUT_DIR of a run.")
     content = _page(folder)
     page = folder / PAGE
-    partial = page.with_suffix(".partial")
-    partial.write_text(content, encoding="utf-8")
-    partial.replace(page)
+    with replacing(page) as partial:
+        partial.write_text(content, encoding="utf-8")
     return page
 
 

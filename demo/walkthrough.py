@@ -37,6 +37,7 @@ from mask_former.data.root import datasets_root
 from mask_former.engine import argument_parser as train_arguments
 from mask_former.engine import main as train_or_evaluate
 from mask_former.engine.sample_pictures import truth_of
+from mask_former.formats import replacing
 from mask_former.prediction.results import KINDS, ResultWriter
 
 CONFIG_FILE = "configs/shapes/maskformer_panoptic.yaml"
@@ -99,9 +100,8 @@ def _once(output: Path, step: str, action: Callable[[], None]) -> None:
         return
     _say(f"Predicting: {step} ...")
     action()
-    partial = state_file.with_suffix(".partial")
-    partial.write_text(json.dumps({**state, step: stamp}) + "\n")
-    partial.replace(state_file)
+    with replacing(state_file) as partial:
+        partial.write_text(json.dumps({**state, step: stamp}) + "\n")
 
 
 def _predict_gallery(cfg: CfgNode, output: Path, count: int) -> None:
@@ -116,10 +116,11 @@ def _predict_gallery(cfg: CfgNode, output: Path, count: int) -> None:
     scale = max(1.0, DRAWN_SIDE / max(entries[0]["height"], entries[0]["width"]))
     with ResultWriter(output / "predictions", KINDS, predictor.classes, scale=scale) as writer:
         for entry, result in zip(entries, results, strict=True):
+            assert result.image is not None
             writer.write(result)
             predicted = result.draw(scale=scale)
             picture = np.asarray(Image.fromarray(result.image).resize(predicted.shape[1::-1]))
-            truth = truth_of(dict(entry), result, result.classes, "panoptic").draw(result.image, scale=scale)
+            truth = truth_of(dict(entry), result, "panoptic").draw(result.image, scale=scale)
             panels = {"picture": picture, "truth": truth, "prediction": predicted}
             for panel, pixels in panels.items():
                 Image.fromarray(pixels).save(gallery / f"{Path(entry['file_name']).stem}_{panel}.png")

@@ -12,9 +12,8 @@ import yaml
 from published_order import published_scores
 from tiny_models import NUM_CLASSES, TINY, tiny_config, training_picture
 
-from mask_former import inference
 from mask_former.benchmark import __main__ as program
-from mask_former.benchmark import plain, training_speed
+from mask_former.benchmark import inference_speed, plain, training_speed
 from mask_former.benchmark.__main__ import main
 from mask_former.benchmark.inference_speed import register_pictures
 from mask_former.benchmark.measuring import (
@@ -175,7 +174,9 @@ def test_inference_is_measured_by_stage_and_compared(config_file, tmp_path, caps
 
 
 def test_labels_beyond_a_byte_are_saved(config_file, monkeypatch):
-    monkeypatch.setattr(inference, "semantic_labels", lambda *_, **__: torch.full((64, 70), 300))
+    monkeypatch.setattr(
+        inference_speed, "form_results", lambda *_, **__: {"sem_seg": torch.full((64, 70), 300)}
+    )
     assert main(["--config-file", config_file, "--size", "64", "70", "--rounds", "1"]) == 0
 
 

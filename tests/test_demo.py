@@ -5,11 +5,13 @@ import json
 import os
 import re
 import resource
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from contextlib import contextmanager
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -22,6 +24,8 @@ from detectron2.modeling import build_model
 from picture_demo import build_predictor, needed_tasks, predict_pictures
 from PIL import Image
 from pycocotools.coco import COCO
+from small_predictors import picture as blobs
+from small_predictors import write_checkpoint
 from video_demo import Pace, SteadyColors, instances_as_segments
 from video_files import VideoReader, VideoWriter
 
@@ -30,11 +34,12 @@ from mask_former.checkpoint import Checkpointer, describe
 from mask_former.data.shapes_drawing import class_table, draw_scene
 from mask_former.engine import Trainer
 from mask_former.evaluation.__main__ import main as evaluate
-from mask_former.prediction.forming import segments_of_map
 from mask_former.prediction.predictor import Predictor
-from mask_former.prediction.results import InstanceResults, Result
+from mask_former.prediction.results import InstanceResults, Result, segments_of_map
 
 DEMO = tiny_runs.ROOT / "demo" / "demo.py"
+# Of the configuration of small_predictors.
+OVERLAP = 0.2
 KINDS = "overlay,labels,panoptic,coco,csv"
 # A model that knows nothing is sure of nothing.
 KEEP_ALL = (
@@ -143,6 +148,88 @@ def test_batches_and_threshold_and_classes(run, made, tmp_path):
     assert [(r["image"], r["score"], r["area"]) for r in kept] == [
         (r["image"], r["score"], r["area"]) for r in expected
     ]
+
+
+def decided_rows(folder, *options):
+    """The table of segments of one picture from a model that is sure of classes and masks."""
+    command = ["--weights", str(folder / "model.pth"), "--input", str(folder / "blobs.png"), "--save", "csv"]
+    assert demo.main([*command, "--output", str(folder / "out"), *map(str, options)]) == 0
+    rows = {(row["name"], round(float(row["score"]), 3), int(row["area"])) for row in rows_of(folder / "out")}
+    shutil.rmtree(folder / "out")
+    return rows
+
+
+def published_segments(predictor, file, threshold, kept=None):
+    """(name, score, area) of panoptic segments by the published rule: argmax of score times mask, then areas."""
+    result = predictor([str(file)], return_logits=True)[0]
+    logits = result.logits
+    size = {"mode": "bilinear", "align_corners": False}
+    masks = torch.nn.functional.interpolate(logits.mask_logits[None], logits.sizes.padded, **size)
+    masks = masks[..., : logits.sizes.image[0], : logits.sizes.image[1]]
+    masks = torch.nn.functional.interpolate(masks, logits.sizes.output, **size)[0].sigmoid()
+    scores, classes = logits.class_logits.softmax(-1).max(-1)
+    chosen = (classes < len(predictor.classes)) & (scores > threshold)
+    masks, scores, classes = masks[chosen], scores[chosen], classes[chosen]
+    winner = (scores[:, None, None] * masks).argmax(0)
+    segments, stuff = [], {}
+    for query, (score, label) in enumerate(zip(scores.tolist(), classes.tolist(), strict=True)):
+        own = (winner == query) & (masks[query] >= 0.5)
+        mask_area = int((masks[query] >= 0.5).sum())
+        if not own.any() or mask_area == 0 or int((winner == query).sum()) / mask_area < OVERLAP:
+            continue
+        if predictor.classes.is_thing[label]:
+            segments.append([label, score, int(own.sum())])
+        elif label in stuff:
+            stuff[label][1:] = max(stuff[label][1], score), stuff[label][2] + int(own.sum())
+        else:
+            stuff[label] = [label, score, int(own.sum())]
+    names = predictor.classes.names
+    found = {
+        (names[c], round(s, 3), a) for c, s, a in [*segments, *stuff.values()] if kept is None or c in kept
+    }
+    return found
+
+
+def test_thresholds_classes_and_sizes_give_the_segments_of_the_published_rule(tmp_path):
+    write_checkpoint(tmp_path)
+    Image.fromarray(blobs(60, 90)).save(tmp_path / "blobs.png")
+    predictor = Predictor.from_checkpoint(tmp_path / "model.pth")
+    every = published_segments(predictor, tmp_path / "blobs.png", 0.3)
+    assert len(every) > 1
+    assert decided_rows(tmp_path) == every
+    threshold = sorted(score for _, score, _ in every)[len(every) // 2] - 0.0005
+    sure = published_segments(predictor, tmp_path / "blobs.png", threshold)
+    assert sure != every
+    assert decided_rows(tmp_path, "--confidence-threshold", threshold) == sure
+    name = sorted(every)[0][0]
+    kept = {predictor.classes.names.index(name)}
+    assert decided_rows(tmp_path, "--classes", name) == {row for row in every if row[0] == name}
+    assert published_segments(predictor, tmp_path / "blobs.png", 0.3, kept) == {
+        r for r in every if r[0] == name
+    }
+    larger = Predictor.from_checkpoint(tmp_path / "model.pth", opts=["INPUT.MIN_SIZE_TEST", 96])
+    resized = published_segments(larger, tmp_path / "blobs.png", 0.3)
+    assert resized != every
+    assert decided_rows(tmp_path, "--opts", "INPUT.MIN_SIZE_TEST", "96") == resized
+
+
+def test_frames_of_a_video_give_the_segments_of_the_same_pictures(run, made, tmp_path):
+    with VideoReader(made / "walk.mp4") as video:
+        for number, frame in enumerate(video, start=1):
+            (tmp_path / "frames").mkdir(exist_ok=True)
+            Image.fromarray(frame).save(tmp_path / "frames" / f"walk_{number:06d}.png")
+    options = ("--save", "overlay,csv", "--batch", "2")
+    assert run("--video-input", made / "walk.mp4", "--output", "of_video", *options) == 0
+    assert run("--input", "frames", "--output", "of_pictures", *options) == 0
+    of_video, of_pictures = (
+        [
+            (Path(row["image"]).stem, row["name"], row["score"][:5], row["area"])
+            for row in rows_of(tmp_path / folder)
+        ]
+        for folder in ("of_video", "of_pictures")
+    )
+    assert of_video == of_pictures
+    assert len({row[0] for row in of_video}) == 6
 
 
 def test_config_file_and_opts(made, tmp_path, monkeypatch):

@@ -9,12 +9,7 @@ import pycocotools.mask
 import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.evaluation import (
-    CityscapesInstanceEvaluator,
-    CityscapesSemSegEvaluator,
-    DatasetEvaluators,
-    inference_on_dataset,
-)
+from detectron2.evaluation import DatasetEvaluators, inference_on_dataset
 from detectron2.structures import Boxes, Instances
 from PIL import Image
 
@@ -26,8 +21,9 @@ from mask_former.evaluation import (
     SemanticEvaluator,
     build_evaluators,
     check_ground_truth,
-    id_to_rgb,
 )
+from mask_former.evaluation.cityscapes import CityscapesInstance, CityscapesSemantic
+from mask_former.formats import id_to_rgb
 
 NAME = "evaluation_build_test"
 # Classes 1 and 3 are things: neither first nor next to each other, as in ADE20K.
@@ -114,9 +110,9 @@ def parts(evaluator):
         ("coco_panoptic_seg", {"SEMANTIC_ON": False, "PANOPTIC_ON": True}, [PanopticEvaluator]),
         ("shapes_panoptic_seg", {"PANOPTIC_ON": True}, [SemanticEvaluator, PanopticEvaluator]),
         ("coco", {"INSTANCE_ON": True}, [InstanceEvaluator]),
-        ("cityscapes_panoptic_seg", ALL_ON, [CityscapesSemSegEvaluator, PanopticEvaluator]),
-        ("cityscapes_sem_seg", {}, [CityscapesSemSegEvaluator]),
-        ("cityscapes_instance", {"INSTANCE_ON": True}, [CityscapesInstanceEvaluator]),
+        ("cityscapes_panoptic_seg", ALL_ON, [CityscapesSemantic, PanopticEvaluator]),
+        ("cityscapes_sem_seg", {}, [CityscapesSemantic]),
+        ("cityscapes_instance", {"INSTANCE_ON": True}, [CityscapesInstance]),
     ],
 )
 def test_type_and_switches_choose_the_evaluators(dataset, tmp_path, kind, switches, expected):
@@ -221,8 +217,8 @@ def cut(path):
         ),
         (lambda f: (f / "0.jpg").unlink(), FileNotFoundError, r"0\.jpg"),
         (lambda f: write_labels(f / "1.png", 4), ValueError, r"1\.png: found labels 4; allowed are 0\.\.3"),
-        (lambda f: cut(f / "1.png"), ValueError, r"1\.png: cannot be decoded"),
-        (lambda f: cut(f / "panoptic_2.png"), ValueError, r"panoptic_2\.png: cannot be decoded"),
+        (lambda f: cut(f / "1.png"), ValueError, r"1\.png cannot be read"),
+        (lambda f: cut(f / "panoptic_2.png"), ValueError, r"panoptic_2\.png cannot be read"),
         (lambda f: Image.new("RGB", (9, 9), (9, 0, 0)).save(f / "panoptic_0.png"), ValueError, r"ids \[9\]"),
         (lambda f: (f / "instances.json").unlink(), FileNotFoundError, r"instances\.json are missing"),
         (lambda f: cut(f / "instances.json"), ValueError, r"instances\.json: expected COCO instance"),

@@ -11,10 +11,12 @@ PACKAGE = Path(__file__).parent.parent / "mask_former"
 ALLOWED = {
     "config": set(),
     "solver": set(),
-    "data": {"data"},
-    "evaluation": {"evaluation"},
-    # Logits to results; no modules.
+    "formats": set(),
+    "data": {"data", "formats"},
+    "evaluation": {"evaluation", "formats", "inference"},
+    # Logits to results; nothing with weights.
     "inference": {"inference"},
+    "inference.tta": {"inference", "formats"},
     # The model.
     "modeling.structures": set(),
     "modeling.losses": set(),
@@ -33,25 +35,27 @@ ALLOWED = {
         *("modeling.criterion", "modeling.matcher", "modeling.structures", "modeling.targets"),
         "inference",
     },
+    "modeling.per_pixel_model": {"inference"},
+    "modeling.build": {"modeling.per_pixel_model", "inference", "config"},
     "modeling.preparation": {"modeling"},
     # Weight files.
-    "checkpoint": {"checkpoint"},
-    "conversion": {"conversion", "checkpoint"},
+    "checkpoint": {"checkpoint", "config", "formats"},
+    "conversion": {"conversion", "checkpoint", "formats"},
     "convert": {"conversion", "checkpoint", "config"},
     # Predictions for users.
     "prediction": {
-        *("prediction", "config", "checkpoint", "inference", "model_zoo", "modeling.preparation"),
-        *("data.class_tables", "data.pictures", "evaluation.labels"),
+        *("prediction", "config", "checkpoint", "inference", "model_zoo", "formats"),
+        *("modeling.build", "modeling.preparation"),
     },
-    "model_zoo": {"config", "checkpoint", "prediction.building"},
+    "model_zoo": {"config", "checkpoint", "modeling.build"},
     # Programs.
     "engine": {
         *("engine", "config", "checkpoint", "data", "evaluation", "inference", "prediction"),
-        *("solver", "modeling.recomputing"),
+        *("solver", "modeling.build", "modeling.recomputing", "formats"),
     },
     "benchmark": {
-        *("benchmark", "config", "model_zoo", "prediction.building", "conversion", "inference"),
-        *("modeling", "data", "evaluation", "solver", "engine.hooks"),
+        *("benchmark", "config", "model_zoo", "conversion", "inference"),
+        *("modeling", "data", "evaluation", "formats", "solver", "engine.hooks"),
     },
 }
 BANNED = {"torchvision", "timm", "transformers"}

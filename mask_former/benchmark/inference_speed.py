@@ -5,6 +5,7 @@ import tempfile
 import time
 from argparse import Namespace
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,6 @@ from detectron2.config import CfgNode
 from PIL import Image
 from torch import Tensor
 
-from mask_former import inference
 from mask_former.benchmark import plain
 from mask_former.benchmark.measuring import (
     WARM_UP,
@@ -28,8 +28,9 @@ from mask_former.benchmark.measuring import (
 )
 from mask_former.conversion.targets import write_hugging_face
 from mask_former.data.loader import build_test_loader
-from mask_former.data.pictures import read_picture
 from mask_former.evaluation import build_evaluators
+from mask_former.formats import read_picture
+from mask_former.inference.postprocess import form_results
 from mask_former.inference.resizing import Sizes
 from mask_former.modeling.preparation import prepare_for_inference
 from mask_former.modeling.structures import Prediction
@@ -76,8 +77,9 @@ def build_run(cfg: CfgNode, arguments: Namespace, variant: str, folder: Path) ->
         with watch.stage("post-processing"):
             result = post_processing(answer.class_logits[0], answer.mask_logits[0], sizes)
         with watch.stage("save"):
-            if isinstance(result, Tensor):
-                labels = result.cpu().numpy().astype(np.uint8 if result.max() < 256 else np.uint16)
+            labels = result if isinstance(result, Tensor) else result.get("sem_seg")
+            if labels is not None:
+                labels = labels.cpu().numpy().astype(np.uint8 if labels.max() < 256 else np.uint16)
                 Image.fromarray(labels).save(folder / "result.png", compress_level=1)
         return watch.seconds
 
@@ -98,23 +100,12 @@ def _parts(cfg: CfgNode, task: str, variant: str, model: Any) -> tuple[Network, 
         return lambda images: model.predict(images)[-1], plain.label_map
     if variant != "plain network":
         model = prepare_for_inference(model, variant, in_place=True)
-    return lambda images: model.predict(images)[-1], _ours(task, model)
+    rules = replace(model.rules, tasks=(task,), semantic_form="labels")
 
+    def post_processing(class_logits: Tensor, mask_logits: Tensor, sizes: Sizes) -> Any:
+        return form_results(class_logits, mask_logits, sizes, rules)
 
-def _ours(task: str, model: Any) -> PostProcessing:
-    if task == "semantic":
-        resize_logits = model.sem_seg_postprocess_before_inference
-        return lambda *logits: inference.semantic_labels(*logits, resize_logits=resize_logits)
-    if task == "panoptic":
-        return lambda *logits: inference.panoptic(
-            *logits,
-            thing_ids=model.thing_ids,
-            object_mask_threshold=model.object_mask_threshold,
-            overlap_threshold=model.overlap_threshold,
-        )[0]
-    return lambda *logits: inference.instances(
-        *logits, top_k=model.detections_per_image, thing_ids=model.thing_ids
-    )
+    return lambda images: model.predict(images)[-1], post_processing
 
 
 def _hugging_face(cfg: CfgNode, model: Any) -> tuple[Network, PostProcessing]:
@@ -169,7 +160,7 @@ def measure_evaluation(cfg: CfgNode, arguments: Namespace, folder: Path) -> dict
         classes = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
         dataset_name = register_pictures(folder, arguments.pictures, (height, width), classes)
     model = random_model(cfg).eval().requires_grad_(False)
-    model.label_maps = True
+    model.rules = replace(model.rules, semantic_form="labels")
     if arguments.precision[0] != "plain network":
         model = prepare_for_inference(model, arguments.precision[0], in_place=True)
     if arguments.predictions == "settled":

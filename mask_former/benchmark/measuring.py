@@ -23,9 +23,10 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from mask_former.config import load_config, merge_opts
+from mask_former.formats import id_to_rgb
 from mask_former.model_zoo import config_file as published
+from mask_former.modeling.build import build_model
 from mask_former.modeling.mask_former import MaskFormer
-from mask_former.prediction.building import build_model
 
 DEFAULT_CONFIG = "ade20k-150/maskformer_R50_bs16_160k.yaml"
 # Ignored in label maps of 8 bits.
@@ -102,8 +103,7 @@ def write_labelled_picture(
     if panoptic:
         entry["pan_seg_file_name"] = str(folder / f"panoptic_{number}.png")
         ids = (np.arange(segments) + 1) * 40503  # which uses all three channels
-        colors = np.stack([ids % 256, ids // 256 % 256, ids // 65536], axis=-1).astype(np.uint8)
-        Image.fromarray(colors[cells]).save(entry["pan_seg_file_name"])
+        Image.fromarray(id_to_rgb(ids)[cells]).save(entry["pan_seg_file_name"])
         entry["segments_info"] = [
             {"id": segment, "category_id": index % classes, "iscrowd": 0}
             for index, segment in enumerate(ids.tolist())

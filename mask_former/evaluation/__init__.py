@@ -1,9 +1,8 @@
 """Evaluators by type of data set, panoptic quality, semantic scores; runnable on saved predictions."""
 
-from .build import EVALUATORS, build_evaluators
+from .build import EVALUATORS, build_evaluators, check_evaluators, semantic_form
 from .check import check_ground_truth
 from .instances import InstanceEvaluator
-from .labels import id_to_rgb, read_label_map, read_panoptic_map, rgb_to_id
 from .panoptic import PanopticEvaluator
 from .panoptic_quality import (
     PanopticCounts,
@@ -25,14 +24,12 @@ __all__ = [
     "SemanticCounts",
     "SemanticEvaluator",
     "build_evaluators",
+    "check_evaluators",
     "check_ground_truth",
     "count_picture",
-    "id_to_rgb",
     "panoptic_scores",
-    "read_label_map",
-    "read_panoptic_map",
-    "rgb_to_id",
     "segments_from_info",
+    "semantic_form",
     "semantic_scores",
     "sum_counts",
 ]
