@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 try:
     import av
 except ImportError:
-    av = None
+    av = None  # type: ignore[assignment]
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +75,7 @@ class VideoReader:
         self._iterator.close()
 
 
-def _open_with_av(path: str | Path) -> tuple[float, int, Any]:
+def _open_with_av(path: str | Path | int) -> tuple[float, int, Any]:
     """Return rate, number of frames, and a generator of the frames of a file."""
     container = av.open(str(path))
     stream = container.streams.video[0]
