@@ -35,7 +35,7 @@ $(ready): $(CONSTRAINTS) setup.py Makefile $(wildcard third_party/*/*.py)
 	@touch $(ready)
 
 demo: $(ready)
-	@$(python) -W ignore::FutureWarning -m mask_former.demonstration.walkthrough
+	@$(python) -W ignore::FutureWarning demo/walkthrough.py
 
 test: $(ready)
 	$(python) -m pytest --numprocesses auto

@@ -33,9 +33,10 @@ setup(
         "tqdm>=4.66",
     ],
     extras_require={
-        "test": ["pytest", "pytest-timeout", "pytest-xdist", "h5py", "cityscapesscripts"],
+        "test": ["pytest", "pytest-timeout", "pytest-xdist", "h5py", "av", "cityscapesscripts"],
         "cityscapes": ["cityscapesscripts"],
         "bridge": ["transformers", "timm"],
+        "video": ["av"],
         "lint": ["ruff", "mypy"],
     },
 )

@@ -54,13 +54,9 @@ ALLOWED = {
         *("engine", "config", "checkpoint", "data", "evaluation", "inference", "prediction"),
         *("solver", "modeling.build", "modeling.recomputing", "formats"),
     },
-    "demonstration": {
-        *("demonstration", "prediction", "model_zoo", "config", "checkpoint", "engine"),
-        *("data.root", "formats"),
-    },
     "benchmark": {
         *("benchmark", "config", "model_zoo", "conversion", "inference"),
-        *("modeling", "data", "evaluation", "formats", "solver"),
+        *("modeling", "data", "evaluation", "formats", "solver", "engine.hooks"),
     },
 }
 BANNED = {"torchvision", "timm", "transformers"}

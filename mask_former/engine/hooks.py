@@ -142,8 +142,13 @@ def _is_total(name: str) -> bool:
 
 
 def peak_memory() -> int:
-    """Return the peak memory so far, in bytes: of the GPU if there is one, otherwise of this process."""
-    if torch.cuda.is_available():
+    """Return the peak memory so far, in bytes: of the GPU if it is used, otherwise of this process."""
+    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
         return torch.cuda.max_memory_allocated()
+    try:
+        # Of this program alone; ru_maxrss starts with the peak of the process that started it.
+        return 1024 * int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
+    except (OSError, IndexError):
+        pass
     unit = 1 if os.uname().sysname == "Darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
