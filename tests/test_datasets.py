@@ -14,7 +14,7 @@ from detectron2.data.datasets.coco_panoptic import load_coco_panoptic_json
 from PIL import Image
 
 from mask_former.data import datasets, own_data
-from mask_former.data.panoptic_labels import panoptic_metadata
+from mask_former.data.coco import panoptic_metadata
 from mask_former.formats import CLASS_TABLES, distinct_colors, load_classes
 
 ADE20K_STUFF = (

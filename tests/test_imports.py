@@ -52,7 +52,7 @@ ALLOWED = {
     },
     "demonstration": {
         *("demonstration", "prediction", "model_zoo", "config", "checkpoint", "engine"),
-        *("data.root", "formats"),
+        *("data.registration", "formats"),
     },
     "benchmark": {
         *("benchmark", "config", "model_zoo", "prediction.building", "conversion", "inference"),

@@ -17,11 +17,10 @@ from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.catalog import Metadata
-from detectron2.data.datasets import load_coco_json
 
 from mask_former.formats import LABEL_SUFFIXES, PICTURE_SUFFIXES, distinct_colors, load_classes
 
-from .panoptic_labels import Sample, load_panoptic, panoptic_metadata, read_json
+from .coco import Entry, instance_metadata, load_instances, load_panoptic, panoptic_metadata, read_json
 
 
 def register_semantic(
@@ -115,16 +114,13 @@ def register_coco_instance(name: str, image_dir: str | Path, json_file: str | Pa
         json_file: holds "images", "annotations" and "categories" (id, name, color if any).
     """
     categories = _categories(name, json_file, keys=("id", "name"))
-    spare = distinct_colors(len(categories))
     metadata = {
         "image_root": _folder(name, image_dir),
         "json_file": _file(name, json_file),
         "evaluator_type": "coco",
-        "thing_classes": [category["name"] for category in categories],
-        "thing_colors": [list(category.get("color", spare[i])) for i, category in enumerate(categories)],
-        "thing_dataset_id_to_contiguous_id": {category["id"]: i for i, category in enumerate(categories)},
+        **instance_metadata(categories),
     }
-    return _register(name, metadata, _load_instances)
+    return _register(name, metadata, load_instances)
 
 
 def _register(name: str, metadata: dict[str, Any], load: Any) -> Metadata:
@@ -178,7 +174,7 @@ def _categories(name: str, path: str | Path, keys: Sequence[str]) -> list[dict[s
     return categories
 
 
-def _load_pairs(name: str, metadata: Mapping[str, Any]) -> list[Sample]:
+def _load_pairs(name: str, metadata: Mapping[str, Any]) -> list[Entry]:
     pictures = _by_stem(metadata["image_root"], PICTURE_SUFFIXES)
     if not pictures:
         raise ValueError(
@@ -208,7 +204,3 @@ def _by_stem(folder: str, suffixes: Collection[str]) -> dict[str, str]:
                 raise ValueError(f"{files[stem]} and {path} differ only in the extension; keep one of them.")
             files[stem] = str(path)
     return files
-
-
-def _load_instances(name: str, metadata: Mapping[str, Any]) -> list[Sample]:
-    return load_coco_json(metadata["json_file"], metadata["image_root"], name)

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from mask_former.formats import replacing
 
-from .root import datasets_root
+from .registration import datasets_root
 
 
 class Job(NamedTuple):

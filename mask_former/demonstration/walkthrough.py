@@ -31,7 +31,7 @@ from tabulate import tabulate
 
 from mask_former.checkpoint import flat_metrics
 from mask_former.config import load_config
-from mask_former.data.root import datasets_root
+from mask_former.data.registration import datasets_root
 from mask_former.demonstration import PredictorRecipe
 from mask_former.demonstration.report import latest_scores, read_metrics, write_report
 from mask_former.demonstration.video_prediction import predict_video

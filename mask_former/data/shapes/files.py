@@ -20,15 +20,15 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from mask_former.data.shapes_drawing import (
+from mask_former.data.shapes.drawing import (
     VOID,
     Canvas,
     Scene,
     Thing,
-    class_table,
     draw_scene,
     new_canvas,
     sample_thing,
+    shape_classes,
     thing_count,
 )
 from mask_former.formats import box_of_mask, coco_box, encode_mask, id_to_rgb, rgb_to_id
@@ -95,7 +95,7 @@ def segment_colors_as_ids(scene: Scene) -> NDArray[np.int32]:
     """
     ids = [VOID]
     for class_index in scene.classes:
-        color = np.array(class_table()[class_index]["color"], np.uint8)
+        color = np.array(shape_classes()[class_index]["color"], np.uint8)
         while rgb_to_id(color) in ids:
             color += np.array([53, 200, 97], np.uint8)
         ids.append(int(rgb_to_id(color)))
@@ -111,7 +111,7 @@ def segments_info(scene: Scene, ids: NDArray[np.int32]) -> list[dict[str, Any]]:
         infos.append(
             {
                 "id": int(ids[number]),
-                "category_id": class_table()[class_index]["id"],
+                "category_id": shape_classes()[class_index]["id"],
                 "area": int(areas[number]),
                 "bbox": coco_box(box_of_mask(mask)),
                 "iscrowd": 0,
@@ -193,7 +193,7 @@ def _count_frames(path: Path) -> int:
 
 
 def _categories() -> list[dict[str, Any]]:
-    return [{**entry, "supercategory": "thing" if entry["isthing"] else "stuff"} for entry in class_table()]
+    return [{**entry, "supercategory": "thing" if entry["isthing"] else "stuff"} for entry in shape_classes()]
 
 
 def _write_image(path: Path, pixels: NDArray[np.uint8]) -> None:

@@ -1,4 +1,4 @@
-"""Panoptic labels in COCO's format: PNGs of segment ids, and a JSON file that says what the segments are."""
+"""Data sets in COCO's formats: the entries of their pictures, and the metadata of their classes."""
 
 import json
 import os
@@ -6,9 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from detectron2.data.datasets import load_coco_json
+
 from mask_former.formats import distinct_colors
 
-Sample = dict[str, Any]  # one picture in Detectron2's data set format
+Entry = dict[str, Any]  # one picture in Detectron2's data set format
 
 
 def read_json(path: str | Path, keys: Sequence[str]) -> dict[str, Any]:
@@ -25,7 +27,7 @@ def read_json(path: str | Path, keys: Sequence[str]) -> dict[str, Any]:
     return content
 
 
-def load_panoptic(name: str, metadata: Mapping[str, Any]) -> list[Sample]:
+def load_panoptic(name: str, metadata: Mapping[str, Any]) -> list[Entry]:
     """Return the samples of panoptic labels in COCO's format.
 
     Unlike Detectron2's loader it takes image ids that are not numbers (ADE20K's are file stems) and pictures
@@ -43,7 +45,7 @@ def load_panoptic(name: str, metadata: Mapping[str, Any]) -> list[Sample]:
     path = metadata["panoptic_json"]
     labels = read_json(path, keys=("annotations",))
     pictures = {image["id"]: image for image in labels.get("images", ())}
-    samples: dict[Any, Sample] = {}
+    samples: dict[Any, Entry] = {}
     for annotation in labels["annotations"]:
         sample = _sample(annotation, pictures, metadata)
         if sample["image_id"] in samples:
@@ -60,7 +62,7 @@ def load_panoptic(name: str, metadata: Mapping[str, Any]) -> list[Sample]:
     return list(samples.values())
 
 
-def _sample(annotation: Sample, pictures: Mapping[Any, Sample], metadata: Mapping[str, Any]) -> Sample:
+def _sample(annotation: Entry, pictures: Mapping[Any, Entry], metadata: Mapping[str, Any]) -> Entry:
     path = metadata["panoptic_json"]
     lacking = [key for key in ("image_id", "file_name", "segments_info") if key not in annotation]
     if lacking:
@@ -82,7 +84,7 @@ def _sample(annotation: Sample, pictures: Mapping[Any, Sample], metadata: Mappin
     return sample
 
 
-def _with_class_id(segment: Sample, metadata: Mapping[str, Any], image_id: Any) -> Sample:
+def _with_class_id(segment: Entry, metadata: Mapping[str, Any], image_id: Any) -> Entry:
     category = segment["category_id"]
     things, stuff = (metadata[f"{kind}_dataset_id_to_contiguous_id"] for kind in ("thing", "stuff"))
     if category not in things and category not in stuff:
@@ -95,6 +97,29 @@ def _with_class_id(segment: Sample, metadata: Mapping[str, Any], image_id: Any) 
     return {**segment, "category_id": class_id, "isthing": category in things}
 
 
+def load_instances(name: str, metadata: Mapping[str, Any]) -> list[Entry]:
+    """Return the entries of instance labels in COCO's format, read by Detectron2."""
+    return load_coco_json(metadata["json_file"], metadata["image_root"], name)
+
+
+def instance_metadata(categories: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return Detectron2's metadata of instance labels; a category's class id is its place in the list.
+
+    Args:
+        categories: `{"id", "name"}` each, "color" ([R, G, B]) optional.
+    """
+    return {
+        "thing_classes": [category["name"] for category in categories],
+        "thing_colors": _colors(categories),
+        "thing_dataset_id_to_contiguous_id": {category["id"]: i for i, category in enumerate(categories)},
+    }
+
+
+def _colors(categories: Sequence[Mapping[str, Any]]) -> list[list[int]]:
+    spare = distinct_colors(len(categories))
+    return [list(category.get("color", color)) for category, color in zip(categories, spare, strict=True)]
+
+
 def panoptic_metadata(categories: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Return Detectron2's panoptic metadata for categories whose class id is their place in the list.
 
@@ -105,8 +130,7 @@ def panoptic_metadata(categories: Sequence[Mapping[str, Any]]) -> dict[str, Any]
         categories: `{"id", "name", "isthing"}` each, "color" ([R, G, B]) optional.
     """
     names = [category["name"] for category in categories]
-    spare = distinct_colors(len(categories))
-    colors = [list(category.get("color", spare[i])) for i, category in enumerate(categories)]
+    colors = _colors(categories)
     things = {category["id"]: i for i, category in enumerate(categories) if category["isthing"]}
     stuff = {category["id"]: i for i, category in enumerate(categories) if not category["isthing"]}
     return {

@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from mask_former.data.shapes_ground import Map, paint_ground
+from mask_former.data.shapes.ground import Map, paint_ground
 from mask_former.formats import load_classes
 
 VOID = 0  # segment id of pixels without a label
@@ -53,14 +53,14 @@ class Thing(NamedTuple):
 
 
 @functools.cache
-def class_table() -> tuple[dict, ...]:
+def shape_classes() -> tuple[dict, ...]:
     """Return the classes in contiguous order, things first: dicts of name, color, id, isthing."""
     return tuple(load_classes("shapes"))
 
 
 def thing_count() -> int:
     """Return the number of thing classes; they are the contiguous classes below it."""
-    return sum(entry["isthing"] for entry in class_table())
+    return sum(entry["isthing"] for entry in shape_classes())
 
 
 def draw_scene(rng: np.random.Generator, height: int, width: int) -> Scene:
@@ -113,7 +113,7 @@ def sample_thing(
 
 
 def _sample_color(rng: np.random.Generator, class_index: int) -> tuple[float, float, float]:
-    red, green, blue = (channel / 255 for channel in class_table()[class_index]["color"])
+    red, green, blue = (channel / 255 for channel in shape_classes()[class_index]["color"])
     hue = colorsys.rgb_to_hsv(red, green, blue)[0] + rng.normal(0, HUE_SPREAD)
     shade = colorsys.hsv_to_rgb(hue % 1, rng.uniform(0.55, 0.95), rng.uniform(0.6, 1.0))
     return shade[0] * 255, shade[1] * 255, shade[2] * 255
@@ -186,7 +186,7 @@ class Canvas:
 def new_canvas(rng: np.random.Generator, height: int, width: int, parts: int) -> Canvas:
     """Return a canvas that holds ground only, of `parts` kinds."""
     first_stuff = thing_count()
-    colors = [entry["color"] for entry in class_table()[first_stuff:]]
+    colors = [entry["color"] for entry in shape_classes()[first_stuff:]]
     picture, part_of_pixel, kinds = paint_ground(rng, height, width, colors, parts)
     return Canvas(picture, part_of_pixel + 1, [first_stuff + kind for kind in kinds], [0.0] * parts)
 

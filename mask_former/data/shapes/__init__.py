@@ -1,27 +1,27 @@
-"""The synthetic set in Detectron2's catalogues, written to disk when it is first asked for."""
+"""The synthetic set of shapes: registered in Detectron2's catalogs, written when it is first asked for."""
 
+import functools
 import json
 import logging
 import secrets
 import shutil
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.datasets import load_coco_json
 from iopath.common.file_io import file_lock
 
-from mask_former.data.root import datasets_root
-from mask_former.data.shapes_drawing import class_table, thing_count
-from mask_former.data.shapes_files import MARKER, VOID_LABEL, ShapesSpec, write_set
+from mask_former.data.coco import Entry, load_instances, load_panoptic
+from mask_former.data.registration import datasets_root, register_published
+from mask_former.data.shapes.drawing import shape_classes, thing_count
+from mask_former.data.shapes.files import MARKER, VOID_LABEL, ShapesSpec, write_set
+
+__all__ = ["ShapesSpec", "ensure_set", "register", "set_metadata"]
 
 logger = logging.getLogger(__name__)
 
 VERSION = 1  # of the pictures and files; raised when they change, so that older sets are written anew
 NAME = "shapes"
-Record = dict[str, Any]
 
 
 def ensure_set(root: Path, spec: ShapesSpec | None = None) -> Path:
@@ -91,21 +91,26 @@ def register(root: str | Path | None = None, spec: ShapesSpec | None = None) -> 
         root: folder of all data sets; None is `datasets_root()`.
         spec: as for `ensure_set`.
 
-    Calling it again replaces what was registered before.
+    Calling it again replaces what was registered before, see `register_published`.
     """
     root = datasets_root() if root is None else Path(root).expanduser()
-    for split in ("train", "val"):
-        for task in LOADERS:
-            _register_one(f"shapes_{task}_{split}", task, split, root, spec)
+    for task in ("sem_seg", "panoptic", "instance"):
+        for split in ("train", "val"):
+            metadata = set_metadata(root / NAME, task, split)
+            load = functools.partial(_load, root, spec, task, split)
+            register_published(f"shapes_{task}_{split}", load, metadata)
 
 
-def _register_one(name: str, task: str, split: str, root: Path, spec: ShapesSpec | None) -> None:
-    if name in DatasetCatalog:
-        DatasetCatalog.remove(name)
-    if name in MetadataCatalog:
-        MetadataCatalog.remove(name)
-    DatasetCatalog.register(name, lambda: LOADERS[task](ensure_set(root, spec), split))
-    MetadataCatalog.get(name).set(**set_metadata(root / NAME, task, split))
+def _load(root: Path, spec: ShapesSpec | None, task: str, split: str) -> list[Entry]:
+    folder = ensure_set(root, spec)
+    name, metadata = f"shapes_{task}_{split}", set_metadata(folder, "panoptic", split)
+    if task == "instance":
+        return load_instances(name, metadata)
+    entries = load_panoptic(name, metadata)
+    if task == "sem_seg":
+        for entry in entries:
+            del entry["pan_seg_file_name"], entry["segments_info"]
+    return entries
 
 
 def set_metadata(folder: Path, task: str, split: str) -> dict[str, Any]:
@@ -115,7 +120,7 @@ def set_metadata(folder: Path, task: str, split: str) -> dict[str, Any]:
     COCOEvaluator demands; `stuff_classes` and the stuff id map list all classes, since semantic evaluation
     and drawing look up every class there. What a thing is, `thing_dataset_id_to_contiguous_id` alone tells.
     """
-    table, things = class_table(), class_table()[: thing_count()]
+    table, things = shape_classes(), shape_classes()[: thing_count()]
     evaluator = {"sem_seg": "sem_seg", "panoptic": "shapes_panoptic_seg", "instance": "coco"}[task]
     keys: dict[str, Any] = {
         "evaluator_type": evaluator,
@@ -137,58 +142,3 @@ def set_metadata(folder: Path, task: str, split: str) -> dict[str, Any]:
         keys["panoptic_json"] = str(folder / f"annotations/panoptic_{split}.json")
         keys["label_divisor"] = 1000
     return keys
-
-
-def load_panoptic(folder: Path, split: str) -> list[Record]:
-    """Return Detectron2's dicts with `pan_seg_file_name`, `sem_seg_file_name`, contiguous `segments_info`."""
-    content = json.loads((folder / f"annotations/panoptic_{split}.json").read_text())
-    contiguous = {entry["id"]: k for k, entry in enumerate(class_table())}
-    infos_of_image = {entry["image_id"]: entry["segments_info"] for entry in content["annotations"]}
-    records = []
-    for image in content["images"]:
-        infos = infos_of_image[image["id"]]
-        for info in infos:
-            info["category_id"] = contiguous[info["category_id"]]
-            info["isthing"] = info["category_id"] < thing_count()
-        label = f"{Path(image['file_name']).stem}.png"
-        records.append(
-            {
-                "file_name": str(folder / "images" / split / image["file_name"]),
-                "image_id": image["id"],
-                "height": image["height"],
-                "width": image["width"],
-                "pan_seg_file_name": str(folder / "panoptic" / split / label),
-                "sem_seg_file_name": str(folder / "sem_seg" / split / label),
-                "segments_info": infos,
-            }
-        )
-    return records
-
-
-def load_semantic(folder: Path, split: str) -> list[Record]:
-    """Return Detectron2's dicts with `sem_seg_file_name`."""
-    panoptic_only = ("pan_seg_file_name", "segments_info")
-    records = load_panoptic(folder, split)
-    return [{key: value for key, value in r.items() if key not in panoptic_only} for r in records]
-
-
-def load_instances(folder: Path, split: str) -> list[Record]:
-    """Return Detectron2's dicts with `annotations`, those without any included; categories are contiguous."""
-    # Not given the data set's name, Detectron2 leaves ids and metadata alone.
-    records = load_coco_json(
-        str(folder / f"annotations/instances_{split}.json"), str(folder / "images" / split)
-    )
-    contiguous = {entry["id"]: k for k, entry in enumerate(class_table())}
-    for record in records:
-        for annotation in record["annotations"]:
-            annotation["category_id"] = contiguous[annotation["category_id"]]
-    return records
-
-
-LOADERS: dict[str, Callable[[Path, str], list[Record]]] = {
-    "sem_seg": load_semantic,
-    "panoptic": load_panoptic,
-    "instance": load_instances,
-}
-
-register()
