@@ -231,6 +231,40 @@ def test_registration_before_detectron2s_own_import_gives_the_same_and_expands_t
     ]
 
 
+def test_a_name_that_the_user_registered_stays_the_users(tmp_path):
+    program = f"""
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import register_coco_instances
+
+entries = [{{"file_name": "mine.jpg"}}]
+for name in ("shapes_panoptic_train", "ade20k_sem_seg_train", "mapillary_vistas_sem_seg_val"):
+    DatasetCatalog.pop(name, None)
+    MetadataCatalog.pop(name, None)
+    DatasetCatalog.register(name, lambda: entries)
+    MetadataCatalog.get(name).set(stuff_classes=["mine"])
+for catalog in (DatasetCatalog, MetadataCatalog):
+    catalog.remove("coco_2017_train")
+register_coco_instances("coco_2017_train", {{}}, "{tmp_path}/mine.json", "{tmp_path}")
+
+import mask_former.data
+
+for name in ("shapes_panoptic_train", "ade20k_sem_seg_train", "mapillary_vistas_sem_seg_val"):
+    assert DatasetCatalog.get(name) == entries, name
+    assert MetadataCatalog.get(name).stuff_classes == ["mine"], name
+assert MetadataCatalog.get("coco_2017_train").json_file == "{tmp_path}/mine.json"
+assert MetadataCatalog.get("coco_2017_val").thing_dataset_id_to_contiguous_id[90] == 79
+mask_former.data.datasets.register_all("{tmp_path}")
+assert DatasetCatalog.get("ade20k_sem_seg_train") == entries
+"""
+    run = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", program],
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stderr
+
+
 def test_registering_again_moves_the_data_sets_but_keeps_metadata_objects(root, tmp_path):
     before = MetadataCatalog.get("ade20k_sem_seg_val")
     datasets.register_all(tmp_path / "elsewhere")

@@ -92,6 +92,13 @@ class TrainingMapper:
             size_divisibility: pad right and below to a multiple of this; below 1, no padding.
             gives_valid_mask: whether the result has `valid_mask`.
         """
+        if label == "semantic" and 0 <= ignore_value < num_classes and ignore_label != ignore_value:
+            raise ValueError(
+                f"MODEL.SEM_SEG_HEAD.IGNORE_VALUE is {ignore_value}, which is also one of the "
+                f"{num_classes} classes of MODEL.SEM_SEG_HEAD.NUM_CLASSES, so void pixels would be taken for "
+                "it; set IGNORE_VALUE to the ignore_label of the data set, or to another value that is no "
+                "class, such as 65535."
+            )
         self.label = label
         self.augmentations = augmentations
         self.image_format = image_format

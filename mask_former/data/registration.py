@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import builtin
 
 logger = logging.getLogger(__name__)
 
@@ -48,4 +49,4 @@ def _is_detectron2s(name: str) -> bool:
         return False
     metadata = MetadataCatalog.get(name).as_dict()
     folder = metadata.get("image_root") or metadata.get("image_dir") or ""
-    return folder.startswith(os.path.join(os.getenv("DETECTRON2_DATASETS", "datasets"), ""))
+    return folder.startswith(os.path.join(builtin._root, ""))

@@ -46,7 +46,8 @@ def draw_contact_sheet(folder: Path, split: str = "val") -> NDArray[np.uint8]:
     """Return a picture (H, W, 3) uint8 RGB of the first samples of a set, with labels drawn beside them."""
     count = SHEET_ROWS * SHEET_COLUMNS
     metadata = set_metadata(folder, "panoptic", split)
-    entries = zip(load_panoptic("shapes", metadata), load_instances("shapes", metadata), strict=True)
+    instances = load_instances(f"shapes_instance_{split}", metadata)
+    entries = zip(load_panoptic("shapes", metadata), instances, strict=True)
     samples = [_draw_sample(*pair) for pair in itertools.islice(entries, count)]
     blank = np.full_like(samples[0], 255)
     samples += [blank] * (-len(samples) % SHEET_COLUMNS)
