@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from mask_former.checkpoint.safe_reading import METADATA_KEY
+from mask_former.checkpoint.reading import METADATA_KEY
 from mask_former.formats import replacing
 
 
