@@ -1,30 +1,14 @@
 """Data sets in COCO's formats: the entries of their pictures, and the metadata of their classes."""
 
-import json
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from detectron2.data.datasets import load_coco_json
 
-from mask_former.formats import distinct_colors
+from mask_former.formats import distinct_colors, panoptic_annotations, read_json
 
 Entry = dict[str, Any]  # one picture in Detectron2's data set format
-
-
-def read_json(path: str | Path, keys: Sequence[str]) -> dict[str, Any]:
-    """Return the object in a JSON file, after checking that it has these keys."""
-    try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON ({error}); the file may be cut short: get it again.") from error
-    missing = [key for key in keys if not isinstance(content, dict) or key not in content]
-    if missing:
-        raise ValueError(
-            f"{path} lacks {', '.join(map(repr, missing))}: it is not a label file of this kind."
-        )
-    return content
 
 
 def load_panoptic(name: str, metadata: Mapping[str, Any]) -> list[Entry]:
@@ -43,45 +27,31 @@ def load_panoptic(name: str, metadata: Mapping[str, Any]) -> list[Entry]:
         the file states them, `height` and `width`.
     """
     path = metadata["panoptic_json"]
-    labels = read_json(path, keys=("annotations",))
-    pictures = {image["id"]: image for image in labels.get("images", ())}
-    samples: dict[Any, Entry] = {}
-    for annotation in labels["annotations"]:
-        sample = _sample(annotation, pictures, metadata)
-        if sample["image_id"] in samples:
-            raise ValueError(
-                f"{path}: image id {sample['image_id']!r} has two annotations; keep one of them."
-            )
-        samples[sample["image_id"]] = sample
-    if not samples:
-        raise ValueError(f"{path}: the list 'annotations' is empty, so data set {name} has no picture.")
-    first = next(iter(samples.values()))
+    content = read_json(path, keys=("annotations",))
+    pictures = {image["id"]: image for image in content.get("images", ())}
+    annotations = panoptic_annotations(content, path).values()
+    entries = [_entry(annotation, pictures, metadata) for annotation in annotations]
+    first = entries[0]
     for key in ("file_name", "pan_seg_file_name", "sem_seg_file_name"):
         if key in first and not os.path.isfile(first[key]):
             raise FileNotFoundError(f"{first[key]} does not exist, but {path} names it.")
-    return list(samples.values())
+    return entries
 
 
-def _sample(annotation: Entry, pictures: Mapping[Any, Entry], metadata: Mapping[str, Any]) -> Entry:
-    path = metadata["panoptic_json"]
-    lacking = [key for key in ("image_id", "file_name", "segments_info") if key not in annotation]
-    if lacking:
-        raise ValueError(
-            f"{path}: an annotation lacks {', '.join(map(repr, lacking))}; it has {list(annotation)}."
-        )
+def _entry(annotation: Entry, pictures: Mapping[Any, Entry], metadata: Mapping[str, Any]) -> Entry:
     image_id = annotation["image_id"]
     stem = os.path.splitext(annotation["file_name"])[0]
     picture = pictures.get(image_id, {})
-    sample = {
+    entry = {
         "file_name": os.path.join(metadata["image_root"], picture.get("file_name", stem + ".jpg")),
         "image_id": image_id,
         "pan_seg_file_name": os.path.join(metadata["panoptic_root"], annotation["file_name"]),
         "segments_info": [_with_class_id(each, metadata, image_id) for each in annotation["segments_info"]],
     }
-    sample.update({key: picture[key] for key in ("height", "width") if key in picture})
+    entry.update({key: picture[key] for key in ("height", "width") if key in picture})
     if "sem_seg_root" in metadata:
-        sample["sem_seg_file_name"] = os.path.join(metadata["sem_seg_root"], stem + ".png")
-    return sample
+        entry["sem_seg_file_name"] = os.path.join(metadata["sem_seg_root"], stem + ".png")
+    return entry
 
 
 def _with_class_id(segment: Entry, metadata: Mapping[str, Any], image_id: Any) -> Entry:

@@ -18,9 +18,9 @@ from typing import Any
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.catalog import Metadata
 
-from mask_former.formats import LABEL_SUFFIXES, PICTURE_SUFFIXES, distinct_colors, load_classes
+from mask_former.formats import LABEL_SUFFIXES, PICTURE_SUFFIXES, distinct_colors, load_classes, read_json
 
-from .coco import Entry, instance_metadata, load_instances, load_panoptic, panoptic_metadata, read_json
+from .coco import Entry, instance_metadata, load_instances, load_panoptic, panoptic_metadata
 
 
 def register_semantic(
