@@ -289,6 +289,22 @@ def test_entry_without_its_label_is_refused_by_name(entry, name, key):
         build_train_mapper(config(name))(entry)
 
 
+@pytest.mark.parametrize("mode", ["P", "RGBA"])
+def test_panoptic_file_that_the_evaluators_refuse_is_refused_in_training(entry, mode):
+    panoptic = Image.open(entry["pan_seg_file_name"])
+    panoptic.convert(mode).save(entry["pan_seg_file_name"])
+    with pytest.raises(ValueError, match=rf"panoptic\.png: expected an RGB .* found mode {mode}"):
+        build_train_mapper(config("mask_former_panoptic"))(entry)
+
+
+def test_one_bit_label_has_classes_zero_and_one(entry):
+    bits = np.arange(HEIGHT * WIDTH).reshape(HEIGHT, WIDTH) % 5 == 0
+    Image.fromarray(bits).save(entry["sem_seg_file_name"])
+    sample = build_train_mapper(config("mask_former_semantic"))(entry)
+    assert set(sample["sem_seg"].unique().tolist()) <= {0, 1, 255}
+    assert sample["instances"].gt_classes.tolist() == [0, 1]
+
+
 @pytest.mark.parametrize("name", ["mask_former_semantic", "mask_former_panoptic"])
 def test_label_of_another_size_is_refused_by_name(entry, name):
     key = "sem_seg_file_name" if name == "mask_former_semantic" else "pan_seg_file_name"

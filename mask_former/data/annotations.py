@@ -8,7 +8,8 @@ from fvcore.transforms.transform import Transform
 
 from mask_former.formats import decode_mask, draw_polygons
 
-from .labels import Segments, check_classes
+from .labels import check_classes
+from .segment_maps import Segments
 
 Annotation = Mapping[str, Any]
 

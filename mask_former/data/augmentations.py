@@ -6,7 +6,7 @@ from detectron2.data import transforms as T
 from detectron2.projects.point_rend import ColorAugSSDTransform
 from fvcore.transforms.transform import Transform
 
-from .labels import VOID, SegmentMap, move
+from .segment_maps import VOID, SegmentMap, move
 
 Augmentations = list[T.Augmentation | Transform]
 

@@ -16,7 +16,8 @@ from mask_former.formats import read_picture
 
 from .annotations import instance_segments
 from .augmentations import Augmentations, LabelledPicture, crop_recipe, detr_recipe
-from .labels import VOID, SegmentMap, Segments, read_panoptic, read_semantic, split
+from .labels import read_panoptic, read_semantic
+from .segment_maps import VOID, SegmentMap, Segments, split
 
 logger = logging.getLogger(__name__)
 
