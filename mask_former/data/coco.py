@@ -14,8 +14,8 @@ Entry = dict[str, Any]  # one picture in Detectron2's data set format
 def load_panoptic(name: str, metadata: Mapping[str, Any]) -> list[Entry]:
     """Return the samples of panoptic labels in COCO's format.
 
-    Unlike Detectron2's loader it takes image ids that are not numbers (ADE20K's are file stems) and pictures
-    that are not JPEG.
+    Unlike Detectron2's loader it accepts image ids that are not numbers (ADE20K's are file stems), and
+    pictures that are not JPEG.
 
     Args:
         name: of the data set, for messages.
@@ -93,8 +93,8 @@ def _colors(categories: Sequence[Mapping[str, Any]]) -> list[list[int]]:
 def panoptic_metadata(categories: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Return Detectron2's panoptic metadata for categories whose class id is their place in the list.
 
-    Both the thing and the stuff lists name every class, as Detectron2's drawing of panoptic results wants it;
-    which class is a thing is told by the two id maps (data set id -> class id).
+    Both the thing and the stuff lists name every class, as Detectron2's drawing of panoptic results expects;
+    the two id maps (data set id -> class id) say which class is a thing.
 
     Args:
         categories: `{"id", "name", "isthing"}` each, "color" ([R, G, B]) optional.

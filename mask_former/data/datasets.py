@@ -1,8 +1,8 @@
 """The published data sets under their published names: one table, registered by `register_all`.
 
 Classes come from `classes/*.json`; COCO's and Cityscapes' from Detectron2.
-Nothing but those JSON files is read before `DatasetCatalog.get` is called. How each folder must look, and
-how to get there, is in datasets/README.md; `own_data.py` registers data sets of one's own.
+Only those JSON files are read before `DatasetCatalog.get` is called. The layout of each folder is in
+datasets/README.md; `own_data.py` registers a user's own data sets.
 """
 
 import os
@@ -28,7 +28,7 @@ class Source(NamedTuple):
     name: registered name, with {split} in it.
     splits: split -> name of its folder, for {split} and {folder} in `paths`.
     paths: metadata key -> path under the root of the data sets.
-    metadata: gives what else the metadata hold: classes, colours, id maps.
+    metadata: returns the rest of the metadata: classes, colours, id maps.
     load: (name, metadata) -> samples.
     advice: what to do when one of `paths` does not exist.
     optional: keys of `paths` that loading does not need.
@@ -74,7 +74,7 @@ def _load(name: str, source: Source, metadata: dict[str, Any]) -> list[Entry]:
     missing = [path for path in needed if not os.path.exists(path)]
     if missing:
         raise FileNotFoundError(
-            f"Data set {name} is not there: {missing[0]} does not exist. {source.advice} "
+            f"Data set {name} is missing: {missing[0]} does not exist. {source.advice} "
             "See datasets/README.md; $DETECTRON2_DATASETS names the folder that holds all data sets."
         )
     try:
@@ -113,8 +113,8 @@ def _semantic(table: str, count: int, colors: bool = False, id_map: bool = False
 
 def _ade20k_panoptic() -> dict[str, Any]:
     metadata = panoptic_metadata(load_classes("ade20k_150"))
-    # As published: all 150 ids, because the semantic labels hold things and stuff alike. So ask the thing
-    # map, never this one, whether a class is a thing.
+    # As published: all 150 ids, because the semantic labels hold things and stuff alike. Only the thing map
+    # says whether a class is a thing.
     metadata["stuff_dataset_id_to_contiguous_id"] = {i: i for i in range(150)}
     return {**metadata, "json_file": None}
 

@@ -16,12 +16,11 @@ def read_semantic(file_name: str, num_classes: int, ignore_label: int) -> Segmen
     Raises:
         ValueError: a value is neither `ignore_label` nor below `num_classes`.
     """
-    values = read_label_map(file_name)
-    found, runs = segment_runs(values)
-    is_class = (found >= 0) & (found < num_classes) & (found != ignore_label)
-    if not np.all(is_class | (found == ignore_label)):
-        raise ValueError(_wrong_values(file_name, found, num_classes, ignore_label))
-    return SegmentMap(runs.number(is_class), found[is_class])
+    values, runs = segment_runs(read_label_map(file_name))
+    is_class = (values >= 0) & (values < num_classes) & (values != ignore_label)
+    if not np.all(is_class | (values == ignore_label)):
+        raise ValueError(_wrong_values(file_name, values, num_classes, ignore_label))
+    return SegmentMap(runs.number(is_class), values[is_class])
 
 
 def read_panoptic(file_name: str, segments_info: Sequence[Mapping[str, Any]], num_classes: int) -> SegmentMap:
@@ -35,9 +34,9 @@ def read_panoptic(file_name: str, segments_info: Sequence[Mapping[str, Any]], nu
     Raises:
         ValueError: the file has an id, other than 0 (void), that no entry has; or a class is out of range.
     """
-    found, runs = segment_runs(read_panoptic_map(file_name))
+    values, runs = segment_runs(read_panoptic_map(file_name))
     listed = {int(segment["id"]): segment for segment in segments_info}
-    missing = [int(i) for i in found if int(i) not in listed and i != 0]
+    missing = [int(i) for i in values if int(i) not in listed and i != 0]
     if missing:
         raise ValueError(
             f"{file_name} has segment ids that its entry in the panoptic JSON does not list: "
@@ -45,10 +44,10 @@ def read_panoptic(file_name: str, segments_info: Sequence[Mapping[str, Any]], nu
             "come from the same release."
         )
     check_classes(file_name, [segment["category_id"] for segment in segments_info], num_classes)
-    taught = {i for i, segment in listed.items() if not segment.get("iscrowd", 0)}
-    is_taught = np.array([int(i) in taught for i in found], dtype=bool)
-    classes = np.array([listed[int(i)]["category_id"] for i in found[is_taught]], dtype=np.int64)
-    return SegmentMap(runs.number(is_taught), classes)
+    non_crowd = {i for i, segment in listed.items() if not segment.get("iscrowd", 0)}
+    is_segment = np.array([int(i) in non_crowd for i in values], dtype=bool)
+    classes = np.array([listed[int(i)]["category_id"] for i in values[is_segment]], dtype=np.int64)
+    return SegmentMap(runs.number(is_segment), classes)
 
 
 def check_classes(file_name: str, classes: Sequence[int], num_classes: int) -> None:
@@ -69,9 +68,9 @@ def abbreviated(values: Sequence[int], most: int = 8) -> str:
     return f"{', '.join(map(str, values[: most - 1]))}, ..., {values[-1]} ({len(values)} values)"
 
 
-def _wrong_values(file_name: str, found: np.ndarray, num_classes: int, ignore_label: int) -> str:
-    wrong = [int(v) for v in found if not 0 <= v < num_classes and v != ignore_label]
-    rest = [int(v) for v in found if v != ignore_label]
+def _wrong_values(file_name: str, values: np.ndarray, num_classes: int, ignore_label: int) -> str:
+    wrong = [int(v) for v in values if not 0 <= v < num_classes and v != ignore_label]
+    rest = [int(v) for v in values if v != ignore_label]
     if rest in ([255], [0, 255]):
         fix = "A mask of 0 and 255: write 1 in place of 255, or register 255 as the data set's ignore_label."
     elif wrong == [num_classes]:
@@ -88,5 +87,5 @@ def _wrong_values(file_name: str, found: np.ndarray, num_classes: int, ignore_la
         )
     return (
         f"{file_name} has label values that are no class: {abbreviated(wrong)}. Found: "
-        f"{abbreviated(found.tolist())}; allowed: 0 to {num_classes - 1}, and {ignore_label} for void. {fix}"
+        f"{abbreviated(values.tolist())}; allowed: 0 to {num_classes - 1}, and {ignore_label} for void. {fix}"
     )

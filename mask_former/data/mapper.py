@@ -56,7 +56,7 @@ def build_test_mapper(cfg: CfgNode) -> Mapper:
 
 
 class TrainingMapper:
-    """Reads picture and label of an entry, augments both, pads them, and makes a mask of each segment.
+    """Reads and augments the picture and label of an entry, pads them, and makes a mask of each segment.
 
     The result has, beside the entry's own keys (less "annotations" and "segments_info"):
         image: (3, H, W) uint8.
@@ -192,7 +192,7 @@ class TrainingMapper:
         if ignore_label is None:
             raise ValueError(
                 f"{entry['file_name']} has no 'ignore_label', and the data sets of DATASETS.TRAIN differ in "
-                "theirs. Load them with mask_former.data.loader.build_train_loader, which tells each its own."
+                "theirs. Load them with mask_former.data.loader.build_train_loader, which adds it to each entry."
             )
         return ignore_label
 

@@ -1,4 +1,4 @@
-"""Data sets of one's own, from folders or COCO files: one call each, and all metadata follow.
+"""Registration of a user's own data sets, from folders or files in COCO's formats, by one call each.
 
     register_semantic("roofs_train", "roofs/images", "roofs/labels", classes=["roof", "other"])
     register_coco_panoptic("street_val", "street/images", "street/panoptic", "street/panoptic.json")
@@ -86,7 +86,7 @@ def register_coco_panoptic(
         image_dir: folder of the pictures.
         panoptic_dir: folder of the PNGs of segment ids (R + 256 G + 65536 B).
         panoptic_json: holds "images", "annotations" and "categories" (id, name, isthing, color if any).
-        sem_seg_dir: folder of semantic label maps (PNG, the stems of the panoptic ones), where there are.
+        sem_seg_dir: folder of semantic label maps (PNG, with the stems of the panoptic ones), or None.
         ignore_label: of those label maps.
     """
     metadata = {
@@ -150,9 +150,9 @@ def _file(name: str, path: str | Path) -> str:
 def _check_classes(name: str, classes: Sequence[str]) -> None:
     if not classes:
         raise ValueError(f"Data set {name} has no class; name at least one.")
-    twice = [each for each, times in Counter(classes).items() if times > 1]
-    if twice:
-        raise ValueError(f"Data set {name} has two classes {twice[0]!r}; give each a name of its own.")
+    repeated = [each for each, times in Counter(classes).items() if times > 1]
+    if repeated:
+        raise ValueError(f"Data set {name} has two classes {repeated[0]!r}; give each a name of its own.")
 
 
 def _categories(name: str, path: str | Path, keys: Sequence[str]) -> list[dict[str, Any]]:
@@ -160,13 +160,15 @@ def _categories(name: str, path: str | Path, keys: Sequence[str]) -> list[dict[s
     path = _file(name, path)
     content = read_json(path, keys=("images", "annotations", "categories"))
     for key, part in (("id", "images"), ("id", "categories")):
-        twice = [each for each, times in Counter(entry[key] for entry in content[part]).items() if times > 1]
-        if twice:
-            raise ValueError(f"{path}: {part} has {key} {twice[0]!r} more than once; ids must be unique.")
+        repeated = [
+            each for each, times in Counter(entry[key] for entry in content[part]).items() if times > 1
+        ]
+        if repeated:
+            raise ValueError(f"{path}: {part} has {key} {repeated[0]!r} more than once; ids must be unique.")
     for category in content["categories"]:
-        lacking = [key for key in keys if key not in category]
-        if lacking:
-            raise ValueError(f"{path}: category {category} lacks {', '.join(map(repr, lacking))}; add it.")
+        missing = [key for key in keys if key not in category]
+        if missing:
+            raise ValueError(f"{path}: category {category} lacks {', '.join(map(repr, missing))}; add it.")
     categories = sorted(content["categories"], key=lambda category: category["id"])
     _check_classes(name, [category["name"] for category in categories])
     if not content["annotations"]:
@@ -184,12 +186,12 @@ def _load_pairs(name: str, metadata: Mapping[str, Any]) -> list[Entry]:
     if "sem_seg_root" not in metadata:
         return [{"file_name": file} for file in pictures.values()]
     labels = _by_stem(metadata["sem_seg_root"], LABEL_SUFFIXES)
-    bare = sorted(pictures.keys() - labels.keys())
-    if bare:
+    unlabelled = sorted(pictures.keys() - labels.keys())
+    if unlabelled:
         raise ValueError(
-            f"Data set {name}: {len(bare)} of {len(pictures)} pictures have no label map of the same name "
-            f"({', '.join(sorted(LABEL_SUFFIXES))}) under {metadata['sem_seg_root']}: "
-            f"{pictures[bare[0]]} first; add maps or take pictures out."
+            f"Data set {name}: {len(unlabelled)} of {len(pictures)} pictures have no label map of the same "
+            f"name ({', '.join(sorted(LABEL_SUFFIXES))}) under {metadata['sem_seg_root']}: "
+            f"{pictures[unlabelled[0]]} first; add maps or take pictures out."
         )
     return [{"file_name": file, "sem_seg_file_name": labels[stem]} for stem, file in pictures.items()]
 

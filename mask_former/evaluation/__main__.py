@@ -76,7 +76,7 @@ def argument_parser() -> argparse.ArgumentParser:
 
 
 def score(arguments: argparse.Namespace) -> Scores:
-    """Return the scores that a command line asks for."""
+    """Return the scores for the arguments of a command line."""
     for path in (arguments.pred, arguments.gt):
         if path is not None and not path.exists():
             raise FileNotFoundError(f"{path} does not exist.")

@@ -19,7 +19,7 @@ class PanopticSegments(NamedTuple):
 
     ids: (M,) int64, positive and distinct, as painted in the map.
     classes: (M,) int64 in 0..K-1.
-    crowd: (M,) bool, True where a segment is a group that shall not be told apart.
+    crowd: (M,) bool, True where a segment is a group whose members are not separated.
     """
 
     ids: NDArray[np.int64]

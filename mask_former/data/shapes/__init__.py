@@ -29,43 +29,43 @@ def ensure_set(root: Path, spec: ShapesSpec | None = None) -> Path:
 
     Args:
         root: folder of all data sets.
-        spec: what the set must hold; another set in its place is replaced. None: whatever complete set is
-            there is taken, and where there is none the default one is written.
+        spec: what the set must hold; a different set in the folder is replaced. None: any complete set is
+            accepted, and without one the default set is written.
 
-    Processes that start together do no harm: one writes beside the final place and renames, the others wait.
+    Safe for processes that start together: one writes a temporary folder and renames it, the others wait.
     """
     folder = root / NAME
-    if _is_wanted(_found_spec(folder), spec):
+    if _is_suitable(_existing_spec(folder), spec):
         return folder
     with file_lock(str(folder.absolute())):
-        if not _is_wanted(_found_spec(folder), spec):
-            for leftover in root.glob(f".{NAME}-*"):  # of a process that was killed while it held the lock
+        if not _is_suitable(_existing_spec(folder), spec):
+            for leftover in root.glob(f".{NAME}-*"):  # of a killed process
                 shutil.rmtree(leftover)
             _build(folder, spec or ShapesSpec())
     return folder
 
 
-def _is_wanted(found: ShapesSpec | None, wanted: ShapesSpec | None) -> bool:
-    if found is not None and wanted is None and found != ShapesSpec():
-        logger.warning("The set holds %s; remove its folder to get the default, %s.", found, ShapesSpec())
-    return found is not None and wanted in (None, found)
+def _is_suitable(existing: ShapesSpec | None, spec: ShapesSpec | None) -> bool:
+    if existing is not None and spec is None and existing != ShapesSpec():
+        logger.warning("The set holds %s; remove its folder to get the default, %s.", existing, ShapesSpec())
+    return existing is not None and spec in (None, existing)
 
 
-def _found_spec(folder: Path) -> ShapesSpec | None:
+def _existing_spec(folder: Path) -> ShapesSpec | None:
     """Return what the set in `folder` holds, None without one of this version; refuse foreign folders."""
     if not folder.exists():
         return None
     try:
         marker = json.loads((folder / MARKER).read_text())
-        found_version, found = marker.pop("version"), ShapesSpec(**marker)
+        version, spec = marker.pop("version"), ShapesSpec(**marker)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        if not folder.exists():  # another process is putting a new set into its place
+        if not folder.exists():  # another process is replacing the set
             return None
         raise ValueError(
             f"{folder} exists, but its {MARKER} is missing or unreadable, so it was not written by this "
-            "program and will not be replaced. Move it away, or set DETECTRON2_DATASETS to another folder."
+            "program and is not replaced. Move it away, or set DETECTRON2_DATASETS to another folder."
         ) from error
-    return found if found_version == VERSION else None
+    return spec if version == VERSION else None
 
 
 def _build(folder: Path, spec: ShapesSpec) -> None:
@@ -118,7 +118,7 @@ def set_metadata(folder: Path, task: str, split: str) -> dict[str, Any]:
 
     Contiguous classes are things first, then stuff. `thing_classes` lists the things only, as Detectron2's
     COCOEvaluator demands; `stuff_classes` and the stuff id map list all classes, since semantic evaluation
-    and drawing look up every class there. What a thing is, `thing_dataset_id_to_contiguous_id` alone tells.
+    and drawing look up every class there. Only `thing_dataset_id_to_contiguous_id` says what is a thing.
     """
     table, things = shape_classes(), shape_classes()[: thing_count()]
     evaluator = {"sem_seg": "sem_seg", "panoptic": "shapes_panoptic_seg", "instance": "coco"}[task]
