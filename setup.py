@@ -22,7 +22,7 @@ setup(
     # Not listed: detectron2, which is not on PyPI (third_party/detectron2 installs it), and OpenCV, of
     # which there are two packages that exclude each other (`make setup` picks the one that works).
     install_requires=[
-        "torch>=2.4",
+        "torch>=2.6",
         "numpy>=1.24",
         "scipy>=1.10",
         "pillow>=9.5",

@@ -35,23 +35,31 @@ MAX_SEGMENT_ID = 256**3 - 1
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, *, flush: bool = True) -> Iterator[Path]:
     """Give a temporary path to write to, and rename it to `path` at the end of the `with` block.
 
     At any moment, also after a loss of power, either the old file is there or the new one, complete. The
     temporary file lies beside `path`, ends in ".partial", and is removed where writing fails.
+
+    Args:
+        path: the file to write.
+        flush: wait until the data are on the disk; False for the many small files of a folder, which only a
+            loss of power can then leave incomplete.
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    _remove_stale(path)
+    if flush:
+        _remove_stale(path)
     try:
         yield partial
-        _flush(partial)
+        if flush:
+            _flush(partial)
         os.replace(partial, path)
     except BaseException:
         with suppress(OSError):
             partial.unlink(missing_ok=True)
         raise
-    _flush(path.parent)
+    if flush:
+        _flush(path.parent)
 
 
 def _flush(path: Path) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 from mask_former.benchmark import plain
 from mask_former.benchmark.subjects import IGNORE_LABEL, check_segments, random_model, synthetic_picture
 from mask_former.benchmark.timing import Run, Stopwatch
+from mask_former.config import recomputes_activations
 from mask_former.data.mapper import TrainingMapper
 from mask_former.modeling.recomputing import recompute_activations
 from mask_former.modeling.structures import Prediction, Target
@@ -64,7 +65,7 @@ def build_run(setting: Setting, variant: str, folder: Path) -> Run:
     num_classes = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
     check_segments(setting.segments, num_classes)
     model = random_model(cfg).train()
-    if cfg.SOLVER.RECOMPUTE_ACTIVATIONS:
+    if recomputes_activations(cfg):
         recompute_activations(model)
     optimizer = build_optimizer(cfg, model)
     mapper = TrainingMapper(cfg)

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from mask_former.formats import PICTURE_SUFFIXES, replacing
-from mask_former.prediction.results import Result, ResultWriter
+from mask_former.prediction.results import Result
+from mask_former.prediction.writing import ResultWriter
 
 WINDOW = "MaskFormer"
 ESCAPE = 27

@@ -328,9 +328,10 @@ def _quiet() -> Iterator[None]:
     """Keep OpenCV from writing to the terminal what is found out and told here anyway."""
     # FFmpeg's own messages; read by OpenCV when it first opens a file.
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
-    before = cv2.utils.logging.getLogLevel()
-    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    log = getattr(cv2.utils, "logging", cv2)  # OpenCV before 4.13 has the two functions in cv2 itself
+    before = log.getLogLevel()
+    log.setLogLevel(0)  # silent
     try:
         yield
     finally:
-        cv2.utils.logging.setLogLevel(before)
+        log.setLogLevel(before)

@@ -18,8 +18,10 @@ from mask_former.demonstration.tracking import SegmentTracker
 from mask_former.demonstration.video import CODECS, VideoReader, VideoWriter
 from mask_former.prediction.classes import Color
 from mask_former.prediction.drawing import segment_colors, shade
-from mask_former.prediction.inputs import Picture
-from mask_former.prediction.results import Result, ResultWriter, segments_of_map
+from mask_former.prediction.inputs import InputImage
+from mask_former.prediction.results import Result
+from mask_former.prediction.values import segments_of_map
+from mask_former.prediction.writing import ResultWriter
 
 logger = logging.getLogger(__name__)
 
@@ -125,7 +127,7 @@ def _results(
 ) -> Iterator[Result]:
     """The results of all frames, counted on a bar."""
     name = f"camera{reader.source}" if isinstance(reader.source, int) else Path(reader.source).stem
-    pictures = (Picture(f"{name}_{number:06d}", frame) for number, frame in enumerate(reader, start=1))
+    pictures = (InputImage(f"{name}_{number:06d}", frame) for number, frame in enumerate(reader, start=1))
     total = reader.frames or None
     bar = tqdm(
         total=total, unit="frame", disable=not show_progress, file=sys.stderr, dynamic_ncols=True, delay=0.1

@@ -39,7 +39,8 @@ from mask_former.engine import argument_parser as train_arguments
 from mask_former.engine import main as train_or_evaluate
 from mask_former.engine.sample_pictures import truth_of
 from mask_former.formats import replacing
-from mask_former.prediction.results import KINDS, Result, ResultWriter
+from mask_former.prediction.results import Result
+from mask_former.prediction.writing import KINDS, ResultWriter
 
 CONFIG_FILE = "configs/shapes/maskformer_panoptic.yaml"
 OUTPUT = Path("output/demo")

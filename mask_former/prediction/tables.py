@@ -1,7 +1,7 @@
-"""Files with an entry for each picture, filled while a run goes on: JSON and CSV, with a journal.
+"""Files with entries of many images, which grow while a program runs: JSON and CSV, with a journal.
 
-An entry is appended to a journal (`.<file>.journal`, one line of JSON a picture) as soon as it is there; the
-file itself is written at the end, whole. A journal that a killed run left is taken over by the next one.
+Entries are appended to a journal (`.<file>.journal`, one line of JSON per image) at once; the file itself is
+written at the end, atomically. A journal that an interrupted run left behind is read by the next one.
 """
 
 import csv
@@ -19,7 +19,7 @@ Entry = dict[str, Any]
 
 
 class ResultTable:
-    """Entries by picture, in one file; see the module. Subclasses say how the file holds them."""
+    """Entries by image, in one file; see the module. Subclasses define the file's format."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
@@ -32,19 +32,19 @@ class ResultTable:
                 raise ValueError(
                     f"{file} exists and cannot be added to ({error}); move it away or choose another folder."
                 ) from error
-        self._take_over_journal()
+        self._read_journal()
         self._stream = open(self.journal, "ab", buffering=0)  # noqa: SIM115  (closed by `close`)
 
     def read(self, text: str) -> None:
-        """Fill `entries` from what the file holds."""
+        """Fill `entries` from the content of an existing file."""
         raise NotImplementedError
 
     def content(self) -> str:
-        """Return what the file shall hold."""
+        """Return the content of the file."""
         raise NotImplementedError
 
     def add(self, key: Key, entries: list[Entry]) -> None:
-        """Put the entries of a picture in the place of those it had."""
+        """Set the entries of an image, replacing those it had."""
         self.entries[key] = entries
         try:
             self._stream.write(json.dumps([key, entries]).encode() + b"\n")
@@ -52,7 +52,7 @@ class ResultTable:
             raise OSError(error.errno, f"cannot write: {error.strerror}", str(self.journal)) from error
 
     def close(self) -> None:
-        """Write the file; the journal goes when that has succeeded."""
+        """Write the file, then delete the journal."""
         if self._stream.closed:
             return
         with replacing(self.file) as partial:
@@ -60,14 +60,14 @@ class ResultTable:
         self._stream.close()
         self.journal.unlink(missing_ok=True)
 
-    def _take_over_journal(self) -> None:
+    def _read_journal(self) -> None:
         if not self.journal.exists():
             return
         data = self.journal.read_bytes()
         for line in data.splitlines():
             try:
                 key, entries = json.loads(line)
-            except ValueError:  # a line that was being written when the run was killed
+            except ValueError:  # incomplete: the run was killed while it wrote this line
                 continue
             self.entries[key] = entries
         if not data.endswith(b"\n"):
@@ -87,7 +87,7 @@ class PanopticTable(ResultTable):
         """See `ResultTable`."""
         content = json.loads(text)
         if content["categories"] != self.categories:
-            raise ValueError("its classes are others than those of the results to come")
+            raise ValueError("its classes differ from those of the new results")
         images = {image["id"]: image for image in content["images"]}
         for annotation in content["annotations"]:
             key = annotation["image_id"]
@@ -106,7 +106,7 @@ class PanopticTable(ResultTable):
 
 
 class CocoTable(ResultTable):
-    """COCO's results JSON: a list of instances of all pictures."""
+    """COCO's results JSON: one list with the instances of all images."""
 
     def read(self, text: str) -> None:
         """See `ResultTable`."""
@@ -119,7 +119,7 @@ class CocoTable(ResultTable):
 
 
 class CsvTable(ResultTable):
-    """A table with a header; pictures by the first column."""
+    """A table with a header; the first column names the image."""
 
     def __init__(self, file: Path, columns: Sequence[str]) -> None:
         self.columns = list(columns)
