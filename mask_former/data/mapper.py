@@ -192,7 +192,8 @@ class TrainingMapper:
         if ignore_label is None:
             raise ValueError(
                 f"{entry['file_name']} has no 'ignore_label', and the data sets of DATASETS.TRAIN differ in "
-                "theirs. Load them with mask_former.data.loader.build_train_loader, which adds it to each entry."
+                "theirs. Load them with mask_former.data.loader.build_train_loader, which adds it to every "
+                "entry."
             )
         return ignore_label
 
