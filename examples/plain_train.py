@@ -38,7 +38,7 @@ def train(cfg, model):
     # The loader is endless. Each batch is a list of dicts, one per image: `image` (3, H, W) uint8 and
     # `instances`, with the classes `gt_classes` (M,) and the masks `gt_masks` (M, H, W) of its segments.
     for iteration, batch in zip(range(cfg.SOLVER.MAX_ITER), build_train_loader(cfg), strict=False):
-        # Weighted losses by name: loss_ce, loss_mask and loss_dice of the last decoder layer; those of earlier
+        # Weighted losses by name: loss_ce, loss_mask, loss_dice of the last decoder layer; those of earlier
         # layers end in _0, _1, ...
         losses = model(batch)
         total = sum(losses.values())

@@ -211,6 +211,46 @@ def _decode(path: str | Path, header_only: bool = False) -> Image.Image:
         ) from error
 
 
+def read_json(path: str | Path, keys: Sequence[str] = ()) -> Any:
+    """Return the content of a JSON file; with `keys`, an object that has them."""
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(
+            f"{path}: is not JSON ({error}); the file may be cut short: get it again."
+        ) from error
+    missing = [key for key in keys if not isinstance(content, dict) or key not in content]
+    if missing:
+        raise ValueError(
+            f"{path} lacks {', '.join(map(repr, missing))}: it is not a label file of this kind."
+        )
+    return content
+
+
+def panoptic_annotations(content: Mapping[str, Any], path: str | Path) -> dict[Any, dict[str, Any]]:
+    """Return the annotations of a JSON file in COCO's panoptic form by image id; there is at least one.
+
+    Args:
+        content: of the file, with "annotations".
+        path: of the file, for messages.
+    """
+    annotations: dict[Any, dict[str, Any]] = {}
+    for annotation in content["annotations"]:
+        missing = [key for key in ("image_id", "file_name", "segments_info") if key not in annotation]
+        if missing:
+            raise ValueError(
+                f"{path}: an annotation lacks {', '.join(map(repr, missing))}; it has {list(annotation)}."
+            )
+        if annotation["image_id"] in annotations:
+            raise ValueError(
+                f"{path}: image id {annotation['image_id']!r} has two annotations; keep one of them."
+            )
+        annotations[annotation["image_id"]] = annotation
+    if not annotations:
+        raise ValueError(f"{path}: the list 'annotations' is empty; expected one for each picture.")
+    return annotations
+
+
 def load_classes(table: str | Path) -> list[dict[str, Any]]:
     """Return a class table: a list of `{"name", ...}`, in the order of the class ids.
 

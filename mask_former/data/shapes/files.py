@@ -20,15 +20,15 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from mask_former.data.shapes_drawing import (
+from mask_former.data.shapes.drawing import (
     VOID,
     Canvas,
     Scene,
     Thing,
-    class_table,
     draw_scene,
     new_canvas,
     sample_thing,
+    shape_classes,
     thing_count,
 )
 from mask_former.formats import box_of_mask, coco_box, encode_mask, id_to_rgb, rgb_to_id
@@ -53,7 +53,7 @@ class ShapesSpec(NamedTuple):
 
 
 def write_set(folder: Path, spec: ShapesSpec) -> None:
-    """Write a whole set, but for the marker, below `folder`; the same `spec` gives the same bytes."""
+    """Write a whole set except its marker below `folder`; the same `spec` gives the same bytes."""
     (folder / "annotations").mkdir(parents=True)
     for number, (split, count) in enumerate((("train", spec.train), ("val", spec.val))):
         _write_split(folder, split, count, spec.size, (spec.seed, number))
@@ -67,7 +67,7 @@ def _write_split(folder: Path, split: str, count: int, size: int, seed: tuple[in
     panoptic: list[dict[str, Any]] = []
     instances: list[dict[str, Any]] = []
     for image_id in range(1, count + 1):
-        # A generator for each picture: the first pictures of a larger set are those of a smaller one.
+        # One generator per picture, so that the first pictures of a larger set are those of a smaller one.
         scene = draw_scene(np.random.default_rng([*seed, image_id]), size, size)
         stem = f"{image_id:06d}"
         ids = segment_colors_as_ids(scene)
@@ -89,13 +89,13 @@ def semantic_map(scene: Scene) -> NDArray[np.uint8]:
 
 
 def segment_colors_as_ids(scene: Scene) -> NDArray[np.int32]:
-    """Return the id of each segment, and 0 for void in front. Ids are colours: the PNG can be looked at.
+    """Return the ids of void (0) and of each segment, chosen as visible colours.
 
-    The first segment of a class has the colour of the class, the next ones step away from it.
+    The first segment of a class has the colour of the class, further ones a changed one.
     """
     ids = [VOID]
     for class_index in scene.classes:
-        color = np.array(class_table()[class_index]["color"], np.uint8)
+        color = np.array(shape_classes()[class_index]["color"], np.uint8)
         while rgb_to_id(color) in ids:
             color += np.array([53, 200, 97], np.uint8)
         ids.append(int(rgb_to_id(color)))
@@ -111,7 +111,7 @@ def segments_info(scene: Scene, ids: NDArray[np.int32]) -> list[dict[str, Any]]:
         infos.append(
             {
                 "id": int(ids[number]),
-                "category_id": class_table()[class_index]["id"],
+                "category_id": shape_classes()[class_index]["id"],
                 "area": int(areas[number]),
                 "bbox": coco_box(box_of_mask(mask)),
                 "iscrowd": 0,
@@ -136,8 +136,8 @@ def _instance_annotations(
 def mask_to_segmentation(mask: NDArray[np.bool_], bbox: list[int]) -> list[list[float]] | dict[str, Any]:
     """Return a mask (H, W) as COCO polygons that decode to exactly it, or as compressed RLE if it has a hole.
 
-    A polygon runs a quarter of a pixel inside the outer edge of its pixels: it then holds the centres of
-    these pixels and of no others, which is what decoders ask.
+    A polygon runs a quarter of a pixel inside the outer edge of its pixels. So it contains the centres of
+    these pixels and of no others, which decides what decoders fill.
     """
     left, top, width, height = bbox
     window = mask[top : top + height, left : left + width].astype(np.uint8)
@@ -150,7 +150,7 @@ def mask_to_segmentation(mask: NDArray[np.bool_], bbox: list[int]) -> list[list[
 
 
 def write_video(path: Path, seed: int) -> None:
-    """Write a few seconds of shapes that move, turn and bounce, for the demo; none where OpenCV cannot."""
+    """Write three seconds of moving shapes for the demo, or nothing and a warning without a codec."""
     height, width = VIDEO_SIZE
     rng = np.random.default_rng([seed, 2])
     ground = new_canvas(rng, height, width, parts=3)
@@ -165,7 +165,7 @@ def write_video(path: Path, seed: int) -> None:
         writer.write(np.ascontiguousarray(canvas.finish(rng).image[..., ::-1]))
     writer.release()
     frames = _count_frames(path)
-    if frames != VIDEO_FRAMES:  # a codec that is missing shows only here
+    if frames != VIDEO_FRAMES:  # OpenCV does not report a missing codec
         path.unlink(missing_ok=True)
         logger.warning(
             "No %s: of %d frames %d could be read back, so this OpenCV seems to have no mp4v codec. "
@@ -177,7 +177,7 @@ def write_video(path: Path, seed: int) -> None:
 
 
 def _moved(thing: Thing, shift: NDArray[np.float64], turn: float, height: int, width: int) -> Thing:
-    """The thing after a straight walk that bounces off the picture's sides."""
+    """Return the thing after a straight move that bounces off the sides of the picture."""
     x = width - abs((thing.x + shift[0]) % (2 * width) - width)
     y = height - abs((thing.y + shift[1]) % (2 * height) - height)
     return thing._replace(x=float(x), y=float(y), angle=thing.angle + turn, has_void_outline=False)
@@ -193,7 +193,7 @@ def _count_frames(path: Path) -> int:
 
 
 def _categories() -> list[dict[str, Any]]:
-    return [{**entry, "supercategory": "thing" if entry["isthing"] else "stuff"} for entry in class_table()]
+    return [{**entry, "supercategory": "thing" if entry["isthing"] else "stuff"} for entry in shape_classes()]
 
 
 def _write_image(path: Path, pixels: NDArray[np.uint8]) -> None:

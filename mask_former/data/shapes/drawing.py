@@ -1,7 +1,7 @@
 """Pictures of simple shapes on textured ground, with exact labels: numpy and OpenCV, no download.
 
-A class is told by its form; its hue only leans towards the colour in the class table, and the hues of
-neighbouring classes overlap. A pixel belongs to what covers its larger part: labels are exact to the pixel.
+The form decides the class; the hue is drawn around the colour in the class table, and the hues of
+neighbouring classes overlap. A pixel has the label of what covers most of it.
 """
 
 import colorsys
@@ -14,14 +14,14 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from mask_former.data.shapes_ground import Map, paint_ground
+from mask_former.data.shapes.ground import Map, paint_ground
 from mask_former.formats import load_classes
 
 VOID = 0  # segment id of pixels without a label
 
 HUE_SPREAD = 0.055  # standard deviation of a class's hue, in turns; classes are about 1/6 apart
 RADIUS = (10.0, 26.0)  # of things, in pixels of a picture whose shorter side is 96
-LEAST_VISIBLE = 0.5  # share of a thing that stays in sight, whatever covers it
+LEAST_VISIBLE = 0.5  # share of a thing that stays visible
 SUBPIXELS = 4  # a side, for anti-aliasing
 
 
@@ -39,7 +39,7 @@ class Scene(NamedTuple):
 
 
 class Thing(NamedTuple):
-    """One shape as it is asked for: sizes in pixels, angle in radians, colour in 0..255."""
+    """Parameters of one shape: sizes in pixels, angle in radians, colour in 0..255."""
 
     class_index: int
     x: float
@@ -53,14 +53,14 @@ class Thing(NamedTuple):
 
 
 @functools.cache
-def class_table() -> tuple[dict, ...]:
+def shape_classes() -> tuple[dict, ...]:
     """Return the classes in contiguous order, things first: dicts of name, color, id, isthing."""
     return tuple(load_classes("shapes"))
 
 
 def thing_count() -> int:
     """Return the number of thing classes; they are the contiguous classes below it."""
-    return sum(entry["isthing"] for entry in class_table())
+    return sum(entry["isthing"] for entry in shape_classes())
 
 
 def draw_scene(rng: np.random.Generator, height: int, width: int) -> Scene:
@@ -87,7 +87,7 @@ def sample_thing(
 ) -> Thing:
     """Return a random shape, of a random class unless one is given.
 
-    Now and then it is of the class of `neighbour` instead, and touches or overlaps it.
+    With probability 0.3 it has the class of `neighbour` instead, and touches or overlaps it.
     """
     scale = min(height, width) / 96
     radius = float(np.exp(rng.uniform(*np.log(RADIUS)))) * scale
@@ -113,7 +113,7 @@ def sample_thing(
 
 
 def _sample_color(rng: np.random.Generator, class_index: int) -> tuple[float, float, float]:
-    red, green, blue = (channel / 255 for channel in class_table()[class_index]["color"])
+    red, green, blue = (channel / 255 for channel in shape_classes()[class_index]["color"])
     hue = colorsys.rgb_to_hsv(red, green, blue)[0] + rng.normal(0, HUE_SPREAD)
     shade = colorsys.hsv_to_rgb(hue % 1, rng.uniform(0.55, 0.95), rng.uniform(0.6, 1.0))
     return shade[0] * 255, shade[1] * 255, shade[2] * 255
@@ -121,7 +121,7 @@ def _sample_color(rng: np.random.Generator, class_index: int) -> tuple[float, fl
 
 @dataclass
 class Canvas:
-    """A picture in the making: colours, the segment of each pixel, and what each segment is."""
+    """A picture being drawn: colours, the segment of each pixel, the class of each segment."""
 
     picture: Map  # (H, W, 3) in 0..255
     segments: NDArray[np.int32]  # (H, W)
@@ -130,11 +130,11 @@ class Canvas:
     least_areas: list[float] = field(default_factory=list)
 
     def add(self, thing: Thing, always: bool = False) -> bool:
-        """Paint a shape, unless it or one below would then be hidden too far; tell whether it was painted."""
-        found = cover(thing, *self.segments.shape)
-        if found is None:
+        """Paint a shape unless it or one below it would be hidden too far; return whether it was painted."""
+        place = cover(thing, *self.segments.shape)
+        if place is None:
             return False
-        window, covered, whole_area = found
+        window, covered, whole_area = place
         label = covered >= 0.5
         taken = cv2.dilate(label.view(np.uint8), np.ones((3, 3), np.uint8)) > 0
         hidden = taken if thing.has_void_outline else label
@@ -151,21 +151,21 @@ class Canvas:
         return True
 
     def add_void_spot(self, rng: np.random.Generator) -> None:
-        """Paint a small grey spot that has no label, where it hides nothing too far."""
+        """Paint a small grey spot without a label, unless it would hide a segment too far."""
         height, width = self.segments.shape
         scale = min(height, width) / 96
         x, y = rng.uniform(0.1, 0.9, 2) * (width, height)
         spot = Thing(0, float(x), float(y), float(rng.uniform(3, 6)) * scale, 0.0, 0.8, (128.0,) * 3, 0.0)
-        found = cover(spot, height, width)
-        if found is None or not self._may_hide(found[0], found[1] >= 0.5):
+        place = cover(spot, height, width)
+        if place is None or not self._may_hide(place[0], place[1] >= 0.5):
             return
-        window, covered, _ = found
+        window, covered, _ = place
         grey = 118 + 26 * rng.standard_normal(covered.shape, dtype=np.float32)
         self.picture[window] += covered[..., None] * (grey[..., None] - self.picture[window])
         self.segments[window][covered >= 0.5] = VOID
 
     def finish(self, rng: np.random.Generator) -> Scene:
-        """Return the scene with the camera's noise and exposure; segments without a pixel are left out."""
+        """Return the scene with noise and exposure of a camera; segments without pixels are left out."""
         exposure = np.float32(rng.uniform(0.86, 1.12))
         noise = rng.standard_normal(self.picture.shape, dtype=np.float32) * np.float32(2.5)
         image = np.clip(self.picture * exposure + noise, 0, 255).astype(np.uint8)
@@ -176,7 +176,7 @@ class Canvas:
         return Scene(image, new_number[self.segments], [self.classes[number - 1] for number in kept])
 
     def _may_hide(self, window: tuple[slice, slice], hidden: NDArray[np.bool_]) -> bool:
-        """Tell whether each segment keeps enough pixels when those of `hidden` are taken."""
+        """Return whether each segment keeps enough pixels when those of `hidden` are covered."""
         count = len(self.classes) + 1
         lost = np.bincount(self.segments[window][hidden], minlength=count)[1:]
         left = np.bincount(self.segments.ravel(), minlength=count)[1:] - lost
@@ -184,9 +184,9 @@ class Canvas:
 
 
 def new_canvas(rng: np.random.Generator, height: int, width: int, parts: int) -> Canvas:
-    """Return a canvas that holds ground only, of `parts` kinds."""
+    """Return a canvas with ground of `parts` kinds and no thing."""
     first_stuff = thing_count()
-    colors = [entry["color"] for entry in class_table()[first_stuff:]]
+    colors = [entry["color"] for entry in shape_classes()[first_stuff:]]
     picture, part_of_pixel, kinds = paint_ground(rng, height, width, colors, parts)
     return Canvas(picture, part_of_pixel + 1, [first_stuff + kind for kind in kinds], [0.0] * parts)
 
@@ -220,7 +220,7 @@ def cover(
 
 
 def _shaded(thing: Thing, covered: NDArray[np.float32], window: tuple[slice, slice]) -> Map:
-    """Colour of each pixel of the window: lit from one side, dark at the rim, to part equal neighbours."""
+    """Return the colour of each pixel of the window: lit from one side, with a dark rim."""
     y, x = np.ogrid[window]
     towards_light = (x - thing.x) * np.cos(thing.light) + (y - thing.y) * np.sin(thing.light)
     light = 1 + 0.16 / thing.radius * towards_light.astype(np.float32)

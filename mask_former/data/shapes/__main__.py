@@ -1,7 +1,7 @@
 """The synthetic set from the command line: `python -m mask_former.data.shapes --help` tells how."""
 
 import argparse
-import colorsys
+import itertools
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,25 +12,23 @@ import numpy as np
 from detectron2.utils.logger import setup_logger
 from detectron2.utils.visualizer import Visualizer
 from numpy.typing import NDArray
-from PIL import Image
 
-from mask_former.data.shapes_catalog import (
-    Record,
-    datasets_root,
-    ensure_set,
-    load_instances,
-    load_panoptic,
-    register,
+from mask_former.data.coco import Entry, load_instances, load_panoptic
+from mask_former.data.registration import datasets_root
+from mask_former.data.shapes import ShapesSpec, ensure_set, set_metadata
+from mask_former.data.shapes.drawing import VOID, shape_classes
+from mask_former.formats import (
+    decode_mask,
+    distinct_colors,
+    draw_polygons,
+    id_to_rgb,
+    read_label_map,
+    read_panoptic_map,
+    read_picture,
 )
-from mask_former.data.shapes_drawing import VOID, class_table
-from mask_former.data.shapes_files import ShapesSpec
-from mask_former.formats import decode_mask, draw_polygons, id_to_rgb, rgb_to_id
-
-__all__ = ["ShapesSpec", "draw_contact_sheet", "ensure_set", "main", "register"]
 
 logger = logging.getLogger(__name__)
 
-Picture = NDArray[np.uint8]
 SHEET_ROWS, SHEET_COLUMNS = 6, 2
 PANEL_SIDE = 260  # pixels
 TITLES = ("image", "semantic", "panoptic", "instances")
@@ -40,15 +38,17 @@ class Part(NamedTuple):
     """What is drawn over a picture: mask (H, W), colour in 0..255, name."""
 
     mask: NDArray[np.bool_]
-    color: list[float]
+    color: Sequence[float]
     name: str
 
 
-def draw_contact_sheet(folder: Path, split: str = "val") -> Picture:
+def draw_contact_sheet(folder: Path, split: str = "val") -> NDArray[np.uint8]:
     """Return a picture (H, W, 3) uint8 RGB of the first samples of a set, with labels drawn beside them."""
     count = SHEET_ROWS * SHEET_COLUMNS
-    panoptic, instances = load_panoptic(folder, split)[:count], load_instances(folder, split)[:count]
-    samples = [_draw_sample(*pair) for pair in zip(panoptic, instances, strict=True)]
+    metadata = set_metadata(folder, "panoptic", split)
+    instances = load_instances(f"shapes_instance_{split}", metadata)
+    entries = zip(load_panoptic("shapes", metadata), instances, strict=True)
+    samples = [_draw_sample(*pair) for pair in itertools.islice(entries, count)]
     blank = np.full_like(samples[0], 255)
     samples += [blank] * (-len(samples) % SHEET_COLUMNS)
     rows = [
@@ -57,21 +57,22 @@ def draw_contact_sheet(folder: Path, split: str = "val") -> Picture:
     return np.concatenate(rows)
 
 
-def _draw_sample(panoptic: Record, instances: Record) -> Picture:
+def _draw_sample(panoptic: Entry, instances: Entry) -> NDArray[np.uint8]:
     """One strip: the image, and each kind of label over it, all read back from the files."""
-    image = np.asarray(Image.open(panoptic["file_name"]))
-    semantic = np.asarray(Image.open(panoptic["sem_seg_file_name"]))
-    ids = rgb_to_id(np.asarray(Image.open(panoptic["pan_seg_file_name"])))
-    names = [entry["name"] for entry in class_table()]
+    image = read_picture(panoptic["file_name"], "RGB")
+    semantic = read_label_map(panoptic["sem_seg_file_name"])
+    ids = read_panoptic_map(panoptic["pan_seg_file_name"])
+    names = [entry["name"] for entry in shape_classes()]
     present = np.intersect1d(semantic, range(len(names)))
-    classes = [Part(semantic == k, class_table()[k]["color"], names[k]) for k in present]
+    classes = [Part(semantic == k, shape_classes()[k]["color"], names[k]) for k in present]
     segments = [
         Part(ids == info["id"], id_to_rgb(np.array(info["id"])).tolist(), names[info["category_id"]])
         for info in panoptic["segments_info"]
     ]
+    annotations = instances["annotations"]
     shapes = [
-        Part(_decoded(annotation, *ids.shape), _nth_color(k), names[annotation["category_id"]])
-        for k, annotation in enumerate(instances["annotations"])
+        Part(_decoded(annotation, *ids.shape), color, names[annotation["category_id"]])
+        for annotation, color in zip(annotations, distinct_colors(len(annotations)), strict=True)
     ]
     void = [Part(ids == VOID, [0, 0, 0], "void")] if (ids == VOID).any() else []
     panels = [_drawn(image, parts) for parts in ([], classes + void, segments + void, shapes)]
@@ -79,7 +80,7 @@ def _draw_sample(panoptic: Record, instances: Record) -> Picture:
     return np.pad(np.concatenate(framed, axis=1), ((4, 4), (8, 8), (0, 0)), constant_values=255)
 
 
-def _drawn(image: Picture, parts: list[Part]) -> Picture:
+def _drawn(image: NDArray[np.uint8], parts: list[Part]) -> NDArray[np.uint8]:
     """The image, enlarged, with coloured and named masks over it.
 
     Masks one by one: Detectron2's method for whole panoptic results fills the holes of things.
@@ -99,12 +100,7 @@ def _decoded(annotation: dict[str, Any], height: int, width: int) -> NDArray[np.
     return decode_mask(segmentation)
 
 
-def _nth_color(k: int) -> list[float]:
-    """Colours that differ well from those just before: hues a golden section apart."""
-    return [255 * channel for channel in colorsys.hsv_to_rgb(0.618 * k % 1, 0.85, 1.0)]
-
-
-def _framed(panel: Picture, title: str) -> Picture:
+def _framed(panel: NDArray[np.uint8], title: str) -> NDArray[np.uint8]:
     """The panel below a line with its title."""
     framed = np.full((PANEL_SIDE + 18, PANEL_SIDE + 4, 3), 255, np.uint8)
     cv2.putText(framed, title, (2, 13), cv2.FONT_HERSHEY_SIMPLEX, 0.45, (40, 40, 40), 1, cv2.LINE_AA)

@@ -1,4 +1,4 @@
-"""What datasets/prepare_*.py share: arguments, a parallel loop that resumes, safe reading and writing."""
+"""What the programs prepare_*.py share: arguments, a parallel loop that resumes, reading and writing."""
 
 import argparse
 import os
@@ -13,9 +13,8 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from mask_former.data.registration import datasets_root
 from mask_former.formats import replacing
-
-from .root import datasets_root
 
 
 class Job(NamedTuple):
@@ -37,10 +36,12 @@ def argument_parser(description: str) -> argparse.ArgumentParser:
         help="folder that holds all data sets; set $DETECTRON2_DATASETS to have another default",
     )
     parser.add_argument(
-        "--workers", type=_positive, default=os.cpu_count() or 1, help="processes at work; 1: no others"
+        "--workers", type=_positive, default=os.cpu_count() or 1, help="number of processes; 1: only this one"
     )
     parser.add_argument(
-        "--force", action="store_true", help="write anew what is there; else a broken run is taken up again"
+        "--force",
+        action="store_true",
+        help="write existing files again; without it, an interrupted run is continued",
     )
     return parser
 
@@ -53,7 +54,7 @@ def _positive(text: str) -> int:
 
 
 def run_program(program: Callable[[], None]) -> None:
-    """Run a program; end with a one-line message and status 1 where it finds its data wanting."""
+    """Run a program; on an error in its data exit with a one-line message and status 1."""
     try:
         program()
     except (ImportError, OSError, ValueError) as error:
@@ -63,7 +64,7 @@ def run_program(program: Callable[[], None]) -> None:
 def run_jobs(
     work: Callable[[Job], None], jobs: Sequence[Job], workers: int, force: bool = False, title: str = ""
 ) -> int:
-    """Do the jobs that are not done yet, several at a time, with a progress bar; return their number.
+    """Do the jobs that are not done yet, in parallel, with a progress bar; return their number.
 
     The first error ends the loop; what is written by then counts as done in the next run.
 
@@ -95,7 +96,7 @@ def _run_parallel(work: Callable[[Job], None], jobs: Sequence[Job], workers: int
         for _ in pool.map(work, jobs, chunksize=chunk):
             bar.update()
     finally:
-        # After an error, and after Ctrl-C, what is not begun shall not be begun.
+        # After an error or Ctrl-C, start no further job.
         pool.shutdown(cancel_futures=True)
 
 
@@ -139,7 +140,7 @@ def check_exists(paths: Iterable[Path], where_from: str) -> None:
 
 
 class _PlainUnpickler(pickle.Unpickler):
-    """Reads plain Python values and numpy arrays, and refuses everything else a pickle could call."""
+    """Reads plain Python values and numpy arrays, and refuses everything else that a pickle could call."""
 
     ALLOWED = frozenset(
         {
@@ -155,7 +156,7 @@ class _PlainUnpickler(pickle.Unpickler):
     )
 
     def find_class(self, module: str, name: str) -> Any:
-        # numpy 2 moved what numpy 1 had written under numpy.core; Python 3 what 2 had under __builtin__.
+        # numpy 1 wrote the names of numpy.core, Python 2 those of __builtin__.
         current = module.replace("numpy.core.", "numpy._core.").replace("__builtin__", "builtins")
         if (current, name) not in self.ALLOWED:
             raise pickle.UnpicklingError(f"it would load {module}.{name}")
@@ -164,7 +165,7 @@ class _PlainUnpickler(pickle.Unpickler):
 
 
 def read_plain_pickle(path: Path) -> Any:
-    """Return what a pickle of plain values and numpy arrays holds; one that holds more is refused unrun."""
+    """Return the content of a pickle of plain values and numpy arrays; refuse any other before it runs."""
     with open(path, "rb") as file:
         try:
             return _PlainUnpickler(file).load()

@@ -71,14 +71,14 @@ class SemanticCounts:
     def scores(
         self, names: Sequence[str], void_is_background: bool, segment_quality: bool = False
     ) -> dict[str, float]:
-        """Return `semantic_scores`, and with `segment_quality` also PQ, SQ and RQ of class segments."""
-        scores = semantic_scores(self.confusion, names, void_is_background)
+        """Return `semantic_quality`, and with `segment_quality` also PQ, SQ and RQ of class segments."""
+        scores = semantic_quality(self.confusion, names, void_is_background)
         if segment_quality:
             scores |= panoptic_scores(self.segments, names)
         return scores
 
 
-def semantic_scores(
+def semantic_quality(
     confusion: NDArray[np.int64], names: Sequence[str], void_is_background: bool = False
 ) -> dict[str, float]:
     """Return mIoU, fwIoU, mACC, pACC, and IoU and ACC of each class, in percent.

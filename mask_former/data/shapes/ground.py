@@ -1,4 +1,4 @@
-"""The stuff of the synthetic set: five textures, laid side by side with curved or oblique borders."""
+"""The stuff of the synthetic set: five textures, side by side with curved or oblique borders."""
 
 from collections.abc import Callable
 
@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 Map = NDArray[np.float32]  # (H, W), or (H, W, 3) where it holds colours in 0..255
 
-# No part of the ground starts smaller than this share of the picture; things may cover more of it later.
+# Smallest share of the picture of a part of the ground, before things cover it.
 SMALLEST_SHARE = 0.1
 
 
@@ -45,7 +45,7 @@ def _part_covers(rng: np.random.Generator, x: Map, y: Map, parts: int) -> list[M
     height, width = x.shape
     while True:
         borders = [_sample_border(rng, height, width) for _ in range(parts - 1)]
-        # Every fourth row and column tells well enough how large the parts are.
+        # Every fourth row and column is enough to estimate the size of the parts.
         top = np.zeros(x[::4, ::4].shape, np.int64)
         for part, border in enumerate(borders, start=1):
             top[border(x[::4, ::4], y[::4, ::4]) > 0.5] = part
