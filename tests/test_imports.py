@@ -11,16 +11,18 @@ PACKAGE = Path(__file__).parent.parent / "mask_former"
 ALLOWED = {
     "config": set(),
     "solver": set(),
-    "data": {"data"},
-    "evaluation": {"evaluation", "inference"},
+    "formats": set(),
+    "data": {"data", "formats"},
+    "evaluation": {"evaluation", "formats", "inference"},
     # Logits to results; nothing with weights.
     "inference": {"inference"},
-    "inference.tta": {"inference", "data.pictures"},
+    "inference.tta": {"inference", "formats"},
     # The model.
     "modeling.structures": set(),
     "modeling.losses": set(),
     "modeling.transformer": set(),
-    "modeling.swin": set(),
+    "modeling.window_attention": {"modeling.transformer"},
+    "modeling.swin": {"modeling.window_attention"},
     "modeling.recomputing": {"modeling.swin", "modeling.transformer"},
     "modeling.targets": {"modeling.structures"},
     "modeling.points": {"modeling.losses"},
@@ -29,7 +31,7 @@ ALLOWED = {
     "modeling.pixel_decoder": {"modeling.transformer", "modeling.structures"},
     "modeling.transformer_decoder": {"modeling.transformer", "modeling.structures"},
     "modeling.head": {"modeling.pixel_decoder", "modeling.transformer_decoder", "modeling.structures"},
-    "modeling.per_pixel": {"modeling.pixel_decoder", "modeling.transformer_decoder", "modeling.head"},
+    "modeling.per_pixel": {"modeling.pixel_decoder", "modeling.head"},
     "modeling.mask_former": {
         *("modeling.criterion", "modeling.matcher", "modeling.structures", "modeling.targets"),
         "inference",
@@ -38,27 +40,23 @@ ALLOWED = {
     "modeling.build": {"modeling.per_pixel_model", "inference", "config"},
     "modeling.preparation": {"modeling"},
     # Weight files.
-    "checkpoint": {"checkpoint"},
-    "conversion": {"conversion", "checkpoint"},
+    "checkpoint": {"checkpoint", "config", "formats"},
+    "conversion": {"conversion", "checkpoint", "formats"},
     "convert": {"conversion", "checkpoint", "config"},
     # Predictions for users.
     "prediction": {
-        *("prediction", "config", "checkpoint", "inference", "model_zoo"),
+        *("prediction", "config", "checkpoint", "inference", "model_zoo", "formats"),
         *("modeling.build", "modeling.preparation"),
-        *("data.class_tables", "data.pictures", "evaluation.labels"),
     },
     "model_zoo": {"config", "checkpoint", "modeling.build"},
     # Programs.
     "engine": {
         *("engine", "config", "checkpoint", "data", "evaluation", "inference", "prediction"),
-        *("solver", "modeling.build", "modeling.recomputing"),
-    },
-    "demonstration": {
-        *("demonstration", "prediction", "model_zoo", "config", "checkpoint", "engine", "data.root"),
+        *("solver", "modeling.build", "modeling.recomputing", "formats"),
     },
     "benchmark": {
         *("benchmark", "config", "model_zoo", "conversion", "inference"),
-        *("modeling", "data", "evaluation", "solver"),
+        *("modeling", "data", "evaluation", "formats", "solver", "engine.hooks"),
     },
 }
 BANNED = {"torchvision", "timm", "transformers"}

@@ -25,7 +25,7 @@ from mask_former.evaluation.__main__ import main as score_files
 from mask_former.modeling.build import build_model
 from mask_former.prediction.classes import classes_of_dataset
 from mask_former.prediction.predictor import Predictor
-from mask_former.prediction.results import ResultWriter
+from mask_former.prediction.writing import ResultWriter
 
 OWN_KINDS = [kind for kind in EVALUATORS if not kind.startswith("cityscapes")]
 FILES = {

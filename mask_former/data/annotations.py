@@ -4,10 +4,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import pycocotools.mask as coco_mask
 from fvcore.transforms.transform import Transform
 
-from .labels import Segments, check_classes
+from mask_former.formats import decode_mask, draw_polygons
+
+from .labels import check_classes
+from .segment_maps import Segments
 
 Annotation = Mapping[str, Any]
 
@@ -22,9 +24,9 @@ def instance_segments(
     padded_shape: tuple[int, int],
     num_classes: int,
 ) -> Segments:
-    """Return a mask for each instance that is left in an augmented picture; instances may overlap.
+    """Return a mask of each instance that has pixels in an augmented picture; instances may overlap.
 
-    Crowds are no instances; their pixels are invalid where no instance covers them.
+    Crowds are not instances; their pixels are invalid where no instance covers them.
 
     Args:
         annotations: entries with "segmentation", "category_id" (0 to num_classes - 1) and perhaps "iscrowd".
@@ -44,7 +46,7 @@ def instance_segments(
     if polygons:
         masks[is_polygon, :height, :width] = _draw_polygons(polygons, transform, shape, file_name)
     if bitmaps:
-        masks[~is_polygon, :height, :width] = _move_bitmaps(bitmaps, transform, read_shape, file_name)
+        masks[~is_polygon, :height, :width] = _transform_bitmaps(bitmaps, transform, read_shape, file_name)
 
     is_crowd = np.array([bool(a.get("iscrowd", 0)) for a in annotations], dtype=bool)
     classes = np.array([a["category_id"] for a in annotations], dtype=np.int64)
@@ -59,11 +61,8 @@ def instance_segments(
 def _draw_polygons(
     annotations: Sequence[Annotation], transform: Transform, shape: tuple[int, int], file_name: str
 ) -> np.ndarray:
-    """Return (M, height, width) masks, drawn after the transform of the corners, so exact at any scale.
-
-    Corners that lie outside the picture are left to pycocotools, which fills only what is inside.
-    """
-    runs = []
+    """Return (M, height, width) masks, drawn after the transform of the corners, so exact at any scale."""
+    masks = []
     for annotation in annotations:
         corners = [np.array(polygon, dtype=np.float64) for polygon in annotation["segmentation"]]
         if not corners or any(c.ndim != 1 or c.size < 6 or c.size % 2 for c in corners):
@@ -72,28 +71,25 @@ def _draw_polygons(
                 "expected polygons x1, y1, x2, y2, ... of three corners or more. Correct the annotation."
             )
         moved = [transform.apply_coords(c.reshape(-1, 2)).reshape(-1) for c in corners]
-        runs.append(coco_mask.merge(coco_mask.frPyObjects(moved, *shape)))
-    return coco_mask.decode(runs).transpose(2, 0, 1).astype(bool)
+        masks.append(draw_polygons(moved, *shape))
+    return np.stack(masks)
 
 
-def _move_bitmaps(
+def _transform_bitmaps(
     annotations: Sequence[Annotation], transform: Transform, read_shape: tuple[int, int], file_name: str
 ) -> np.ndarray:
-    """Return (M, height, width) masks. Eight of them move as the bits of one eight-bit map."""
+    """Return (M, height, width) masks, transformed eight at a time as the bits of one eight-bit map."""
     bitmaps = np.stack([_bitmap(a.get("segmentation"), read_shape, file_name) for a in annotations])
     planes = [transform.apply_segmentation(plane) for plane in np.packbits(bitmaps, axis=0)]
     return np.unpackbits(np.stack(planes), axis=0, count=len(bitmaps)).astype(bool)
 
 
 def _bitmap(segmentation: Any, read_shape: tuple[int, int], file_name: str) -> np.ndarray:
-    """Return one mask, (height, width) uint8, from run lengths (plain or compressed) or from an array."""
+    """Return one mask, (height, width) bool, from run lengths (plain or compressed) or from an array."""
     if isinstance(segmentation, Mapping):
-        runs: Any = dict(segmentation)
-        if isinstance(runs["counts"], list):
-            runs = coco_mask.frPyObjects(runs, *runs["size"])
-        bitmap = coco_mask.decode(runs)
+        bitmap = decode_mask(segmentation)
     elif isinstance(segmentation, np.ndarray) and segmentation.ndim == 2:
-        bitmap = (segmentation != 0).astype(np.uint8)
+        bitmap = segmentation != 0
     else:
         raise ValueError(
             f"{file_name} has an instance whose segmentation is {type(segmentation).__name__}; expected a "

@@ -3,38 +3,33 @@
 from .build import EVALUATORS, build_evaluators, check_evaluators, semantic_form
 from .check import check_ground_truth
 from .instances import InstanceEvaluator
-from .labels import id_to_rgb, read_label_map, read_panoptic_map, rgb_to_id
 from .panoptic import PanopticEvaluator
 from .panoptic_quality import (
     PanopticCounts,
-    Segments,
+    PanopticSegments,
     count_picture,
     panoptic_scores,
     segments_from_info,
     sum_counts,
 )
 from .semantic import SemanticEvaluator
-from .semantic_scores import SemanticCounts, semantic_scores
+from .semantic_quality import SemanticCounts, semantic_quality
 
 __all__ = [
     "EVALUATORS",
     "InstanceEvaluator",
     "PanopticCounts",
     "PanopticEvaluator",
-    "Segments",
+    "PanopticSegments",
     "SemanticCounts",
     "SemanticEvaluator",
     "build_evaluators",
     "check_evaluators",
     "check_ground_truth",
     "count_picture",
-    "id_to_rgb",
     "panoptic_scores",
-    "read_label_map",
-    "read_panoptic_map",
-    "rgb_to_id",
     "segments_from_info",
     "semantic_form",
-    "semantic_scores",
+    "semantic_quality",
     "sum_counts",
 ]

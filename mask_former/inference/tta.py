@@ -10,7 +10,7 @@ from detectron2.modeling import DatasetMapperTTA
 from fvcore.transforms import HFlipTransform
 from torch import Tensor, nn
 
-from mask_former.data.pictures import read_picture
+from mask_former.formats import read_picture
 from mask_former.inference.postprocess import labels_of_scores
 from mask_former.inference.ruled_model import RuledModel, unwrapped, with_rules
 

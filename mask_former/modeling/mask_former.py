@@ -149,11 +149,6 @@ class MaskFormer(RuledModel):
         """
         return self.sem_seg_head(self.backbone(images))
 
-    def inspect(self, images: Tensor) -> Any:
-        """Return what the head's `inspect` gives: predictions, query embeddings, cross-attention."""
-        head: Any = self.sem_seg_head
-        return head.inspect(self.backbone(images))
-
     def split_logits(self, predictions: list[Prediction], sizes: Sequence[Sizes]) -> list[Logits]:
         """Return the last layer's logits of each image."""
         class_logits, mask_logits = predictions[-1]
