@@ -25,12 +25,12 @@ from pathlib import Path
 import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
-from picture_demo import build_predictor
 from PIL import Image
 from run_page import latest_scores, read_metrics, write_page
 from tabulate import tabulate
 from video_demo import predict_video
 
+from demo import build_predictor
 from mask_former.checkpoint import flat_metrics
 from mask_former.config import load_config
 from mask_former.data.registration import datasets_root

@@ -122,8 +122,12 @@ def _parts(cfg: CfgNode, task: str, variant: str, model: Any) -> tuple[Network, 
     if variant in PRECISIONS[1:]:
         model = prepare_for_inference(model, variant, in_place=True)
     rules = replace(model.rules, tasks=(task,), semantic_form="labels")
-    ours: PostProcessing = lambda *logits_and_sizes: form_results(*logits_and_sizes, rules)  # noqa: E731
-    return lambda images: model.predict(images)[-1], plain.label_map if variant == "naive" else ours
+
+    def post_processing(class_logits: Tensor, mask_logits: Tensor, sizes: Sizes) -> Any:
+        return form_results(class_logits, mask_logits, sizes, rules)
+
+    form = plain.label_map if variant == "naive" else post_processing
+    return lambda images: model.predict(images)[-1], form
 
 
 def _hugging_face(cfg: CfgNode, model: Any) -> tuple[Network, PostProcessing]:
@@ -257,12 +261,10 @@ def backpropagated_loss(
     weights = (criterion.class_weight, criterion.mask_weight, criterion.dice_weight)
     matcher = criterion.matcher
     with watch.stage("matching"):
-        if variant == "ours":
-            pairs = matcher(leaves, targets)
-        else:
-            pairs = plain.matching(leaves, targets, weights)
+        is_ours = variant == "ours"
+        pairs = matcher(leaves, targets) if is_ours else plain.matching(leaves, targets, weights)
     with watch.stage("losses"):
-        if variant == "ours":
+        if is_ours:
             criterion.matcher = lambda *_: pairs
             loss = torch.stack(list(criterion(leaves, targets).values())).sum()
             criterion.matcher = matcher
