@@ -132,13 +132,8 @@ def build_predictor(
 ) -> "Predictor":
     """Return a predictor of those tasks that files of these kinds need.
 
-    Args:
-        device: None: the configuration's.
-        weights: a checkpoint, URL, or name in the zoo; None: MODEL.WEIGHTS of the configuration.
-        config_file: None: the checkpoint describes itself.
-        opts: `[key, value, ...]` over the configuration.
-        kinds: of files to write.
-        options: of `Predictor.from_checkpoint`.
+    `weights` are a checkpoint, URL, or name in the zoo (None: MODEL.WEIGHTS of the configuration), `opts`
+    changes of the configuration, `options` those of `Predictor.from_checkpoint`.
     """
     from mask_former import model_zoo
     from mask_former.config import load_config, merge_opts
@@ -180,11 +175,8 @@ def predict_pictures(
     Args:
         build: called with a device or nothing; for several workers, one that can be pickled.
         inputs: see `inputs.expand`.
-        output: a folder, made if need be; or, for a single picture and overlays only, the overlay's file.
-            None: windows.
+        output: a folder, or, for a single picture and overlays only, the overlay's file; None: windows.
         kinds: of `prediction.writing.KINDS`.
-        batch_size: most pictures in one batch.
-        workers: processes that predict.
         drawing: see `drawing.draw_result`.
 
     Returns:

@@ -77,10 +77,7 @@ CHART_STYLE: Any = {
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
-    """Return the records of a metrics.json by iteration; later values replace earlier ones of an iteration.
-
-    Lines that are not records, such as the last one of an interrupted run, are skipped with a warning.
-    """
+    """Return the records of a metrics.json by iteration; a broken last line is skipped with a warning."""
     records: dict[int, dict[str, float]] = {}
     for line in path.read_text().splitlines() if path.is_file() else []:
         try:

@@ -46,13 +46,10 @@ def predict_video(
     An error or KeyboardInterrupt leaves a video that plays, of the frames until then.
 
     Args:
-        build: returns the predictor.
         source: a file, or the index of a camera.
-        output: a video file that does not exist yet, or a folder for one with the source's name; None: a
-            window.
-        kinds: kinds other than "overlay" add files for each frame, in the folder of the video, or in one
-            with its name if `output` is a file.
-        batch_size: frames per batch; always one for cameras.
+        output: a video file that does not exist yet, or a folder for one; None: a window.
+        kinds: those other than "overlay" add files for each frame, beside the video or in a folder with its
+            name.
         drawing: see `drawing.draw_result`.
 
     Returns:

@@ -167,20 +167,19 @@ def _run_alone(arguments: argparse.Namespace, config_file: str | None, variant: 
 
 def _models(arguments: argparse.Namespace, config_files: Sequence[str | None]) -> dict[str, Any]:
     """Return size, time and memory of inference with each configuration, by the name of its file."""
-    changes = {"mode": "inference", "compare": [], "memory": True}
-    each = argparse.Namespace(**{**vars(arguments), **changes})
+    changes: dict[str, Any] = {"mode": "inference", "compare": [], "memory": True}
+    each = argparse.Namespace(**(vars(arguments) | changes))
     results: dict[str, Any] = {"models": {}, "details": {}}
     for config_file in config_files:
-        found = measure(each, config_file)
-        sizes = found["model"]
-        row = dict(zip(("parameters, M", "multiply-adds, G"), sizes.values(), strict=True))
-        for variant, summaries in found["variants"].items():
+        measured = measure(each, config_file)
+        row = dict(zip(("parameters, M", "multiply-adds, G"), measured["model"].values(), strict=True))
+        for variant, summaries in measured["variants"].items():
             row[f"{variant}, ms"] = summaries["all"]["median_ms"]
-            row[f"{variant}, MiB"] = found["peak_memory_mib"][variant]
+            row[f"{variant}, MiB"] = measured["peak_memory_mib"][variant]
         name = Path(config_file or DEFAULT_CONFIG).stem
-        results["models"][name], results["details"][name] = row, found
-    setting = {key: found["setting"][key] for key in ("size", "task", "predictions")}
-    return {"setting": {"mode": "models", **setting}, "machine": found["machine"], **results}
+        results["models"][name], results["details"][name] = row, measured
+    setting = {key: measured["setting"][key] for key in ("size", "task", "predictions")}
+    return {"setting": {"mode": "models", **setting}, "machine": measured["machine"], **results}
 
 
 def report(results: Mapping[str, Any]) -> str:

@@ -170,11 +170,7 @@ class Stopwatch:
 def interleaved(
     runs: Mapping[str, Run], rounds: int, warm_up: int = WARM_UP
 ) -> dict[str, list[dict[str, float]]]:
-    """Return the seconds by stage of every variant in each round.
-
-    Variants take turns, and each round starts with another one, so that a machine that slows down for a
-    while slows all of them down.
-    """
+    """Return the seconds by stage of each variant and round; variants take turns, and turns to be first."""
     names = deque(runs)
     times: dict[str, list[dict[str, float]]] = {name: [] for name in names}
     for number in range(warm_up + rounds):
