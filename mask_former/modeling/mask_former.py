@@ -13,9 +13,8 @@ from detectron2.modeling import META_ARCH_REGISTRY, build_backbone, build_sem_se
 from detectron2.structures import ImageList
 from torch import Tensor, nn
 
-from mask_former.inference.logits import QueryLogits
 from mask_former.inference.resizing import Sizes
-from mask_former.inference.ruled_model import Logits, RuledModel
+from mask_former.inference.ruled_model import Logits, QueryLogits, RuledModel
 from mask_former.inference.rules import ResultRules
 from mask_former.modeling.criterion import Normalizers, SetCriterion
 from mask_former.modeling.matcher import build_matcher

@@ -7,9 +7,8 @@ from detectron2.config import CfgNode, configurable
 from detectron2.modeling import SemanticSegmentor
 from torch import Tensor
 
-from mask_former.inference.logits import PixelLogits
 from mask_former.inference.resizing import Sizes
-from mask_former.inference.ruled_model import Logits, RuledModel
+from mask_former.inference.ruled_model import Logits, PixelLogits, RuledModel
 from mask_former.inference.rules import ResultRules
 
 
