@@ -1,4 +1,4 @@
-"""The first look of `label_maps.py` at a picture: blocks of cells, and which classes may be best in each."""
+"""The first step of `label_maps.py`: blocks of cells, and which classes may score highest in each."""
 
 from typing import NamedTuple
 
@@ -9,19 +9,19 @@ from mask_former.inference.products import product
 from mask_former.inference.resizing import Size, Sizes, Windows
 from mask_former.inference.strips import mask_probs_at
 
-# Side of a block in cells, and how many numbers (queries or classes, times cells) a row of blocks has at
-# least: in pictures with fewer, blocks are higher, since many small steps would take longer.
+# Side of a block in cells, and the fewest values (queries or classes, times cells) of a row of blocks: small
+# images have higher blocks, since many small steps would take longer.
 BLOCK = 12
 ROW_NUMBERS = 1 << 18
 
-# Blocks with more competitors are worth an effort to have less.
+# From this number of competing classes on, a tighter bound is worth its time.
 MANY_CLASSES = 48
 
-# So many queries say what score the best class of a pixel has at least.
+# Queries that bound the highest score of a pixel from below.
 STRONG_QUERIES = 12
 
-# Of a score: more than what float32 loses in a sum of some hundred products in practice, since errors cancel;
-# the worst case would be 2^-24 a product.
+# Relative to a score: a statistical bound on the rounding error of a float32 sum of some hundred products.
+# The worst case would be 2^-24 for each product.
 ROUNDING = 1e-5
 
 
@@ -81,12 +81,12 @@ def cut_into_blocks(picture: Picture) -> Blocks:
     competes = torch.empty_like(scores, dtype=torch.bool)
     for chosen in favourite.unique().tolist():
         blocks = (favourite == chosen).nonzero().squeeze(1)
-        # How far behind a class is in the middle, and what it can make good somewhere in the block.
+        # The difference to the favourite at the middle, and how much smaller it can be in the block.
         behind = best[blocks] - scores.index_select(1, blocks)
         difference = (class_probs - class_probs[:, chosen : chosen + 1]).abs_()
         reach = product(difference.t(), half.index_select(1, blocks)).add_(rounding[blocks])
         behind[chosen] = -1
-        # Said so that what is not a number competes.
+        # Negated so that NaN competes.
         competes.index_copy_(1, blocks, (reach < behind).logical_not_())
     shape = (len(rows), len(columns))
     most = scores.add_(product(class_probs.t(), half)).mul_(1 + ROUNDING)
@@ -107,7 +107,7 @@ def competitors(picture: Picture, blocks: Blocks, number: int) -> Tensor:
     competes = blocks.competes[:, number]
     if int(competes.sum(0).amax()) <= MANY_CLASSES:
         return competes
-    # The best class of a pixel has at least the score that one query alone gives to its favourite class.
+    # One query alone bounds the highest score from below, by its most probable class.
     weights = picture.class_probs.amax(1)
     reach = weights * blocks.high[:, number].amax(1)
     strong = reach.topk(min(STRONG_QUERIES, len(reach))).indices

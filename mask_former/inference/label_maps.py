@@ -1,18 +1,18 @@
-"""Label maps of semantic results in less work than all classes at all pixels, with the same labels.
+"""Label maps of semantic results without the scores of all classes at all pixels, with the same labels.
 
-Resizing takes weighted means of cells of the mask grid, the same ones for every mask. Two bounds follow on
-what a mask's probability can be at a pixel: it lies between the lowest and the highest of its cells, and it
-is close to the weighted mean of the probabilities of its cells, the closer the less its logits differ.
-Scores are sums over the masks. So, coarse to fine:
+Bilinear resizing is a convex combination of a few cells of the mask grid, which bounds each mask probability
+in two ways: it lies between the lowest and the highest of its cells, and it differs from the weighted mean of
+the cells' probabilities by an error that shrinks with the range of their logits. Scores are sums over masks.
+From coarse to fine:
 
-1. Blocks of cells: the class with the highest score in the middle of the bounds is the favourite. Only
-   classes that can reach it somewhere in the block are its rivals. Without any, the block is labelled.
-2. Windows, the few cells that a pixel is made of: scores are computed at the cells, for the classes that are
-   left. A favourite that leads in all cells by more than means may be off is the label of all pixels.
-3. Other pixels: the scores of the cells are resized. Where the best does not lead by more than they may be
-   off, those masks are resized themselves that cause nearly all of the doubt; where it still does not, all.
+1. Blocks of cells: the favourite is the class with the highest score at the middle of the bounds. Only
+   classes that can exceed it somewhere in the block stay; if there are none, the block gets its label.
+2. Windows, the cells that one pixel is made of: scores at the cells, for the classes that stay. If the
+   favourite leads at all cells by more than the error bound, all pixels of the window get its label.
+3. Other pixels: the scores of the cells are resized. Where the lead is within the error bound, the masks that
+   contribute most of it are resized themselves; where that does not decide, all masks.
 
-Bounds are widened by `ROUNDING`, so two classes can change places only where rounding decides anyway.
+Bounds are widened by `ROUNDING`, so labels differ from the plain argmax only in ties up to rounding.
 """
 
 import functools
@@ -29,11 +29,11 @@ from mask_former.inference.products import index_of_first, index_of_highest, pro
 from mask_former.inference.resizing import Size, Sizes, finite, values_at, windows
 from mask_former.inference.strips import strip_numbers
 
-# A function of values that lie in a range r, at their mean, differs from its mean by at most r^2 / 8 times
-# its highest second derivative, which for the sigmoid is 1 / (6 sqrt 3).
+# f(mean x) and mean f(x) of values in a range r differ by at most r^2 / 8 times the largest |f''|, which for
+# the sigmoid is 1 / (6 sqrt 3).
 BENDING = 1 / (8 * 6 * 3**0.5)
 
-# Masks that together cause no more than this share of the doubt are not resized with the others.
+# Masks that together cause at most this share of the error bound are not resized with the others.
 SHARE_OF_DOUBT = 0.01
 
 
@@ -164,7 +164,7 @@ def _contest(part: _Part, size: Size) -> _Contest:
         torch.maximum(behind, at_cell - favourite_score, out=behind)
         torch.maximum(best, at_cell.amax(0, keepdim=True), out=best)
     rounding = best.mul_(2 * ROUNDING)
-    # Said so that what is not a number competes; the favourite does, for it is behind by nothing.
+    # Negated so that NaN competes; so does the favourite, whose difference is 0.
     competes = (behind + slack < -(slack.gather(0, favourite) + rounding)).logical_not_()
     return _Contest(favourite[0], competes, rounding[0])
 
@@ -213,7 +213,6 @@ def _pixel_labels(picture: Picture, part: _Part, left: Tensor, rounding: Tensor,
         of_others = class_probs * resized.logical_not()
         means = _weighted_sums(of_others, part.mask_probs)
         slack = _slack(of_others, part.gap).flatten(1)
-        # As many numbers as a strip has.
         chunks = unsure.split(max(1, strip_numbers(labels.device) // max(len(left), int(resized.sum()))))
         still_unsure = []
         for chunk in chunks:
@@ -226,7 +225,7 @@ def _pixel_labels(picture: Picture, part: _Part, left: Tensor, rounding: Tensor,
             favourite = index_of_highest(scores)[None]
             needed = (scores - doubt).gather(0, favourite) - rounding.index_select(0, there.window)
             labels.index_copy_(0, chunk, favourite[0])
-            # Said so that what is not a number is close.
+            # Negated so that NaN is close.
             is_close = (scores + doubt < needed).logical_not_()
             still_unsure.append(chunk[is_close.sum(0) > 1])
         unsure = torch.cat(still_unsure)

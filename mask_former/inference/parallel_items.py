@@ -1,4 +1,4 @@
-"""Many small operations on several cores: whole pieces of work in threads, not each operation by itself."""
+"""Many small operations on several cores: threads for whole items, not for each operation."""
 
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -13,9 +13,9 @@ Result = TypeVar("Result")
 def side_by_side(work: Callable[[Item], Result], items: Iterable[Item], device: torch.device) -> list[Result]:
     """Return `work` of each item, in their order, without gradients.
 
-    On a CPU the items are shared by as many threads as torch uses, and in each, torch uses one. Where an
-    operation takes a fraction of a millisecond, its own threads would wait for each other longer than they
-    work, above all on a busy machine. On other devices the items follow each other.
+    On a CPU, as many threads as torch uses share the items, and torch uses one thread in each: for operations
+    of a fraction of a millisecond, torch's own threads cost more than they save. On other devices the items
+    are worked on one after the other.
     """
     items = list(items)
     threads = min(torch.get_num_threads(), len(items)) if device.type == "cpu" else 1
@@ -25,7 +25,7 @@ def side_by_side(work: Callable[[Item], Result], items: Iterable[Item], device: 
     before = torch.get_num_threads()
     is_inference = torch.is_inference_mode_enabled()
 
-    # Modes belong to the thread that sets them. Switching inference mode off switches gradients on.
+    # Modes are local to a thread. `inference_mode(False)` enables gradients.
     def in_thread(item: Item) -> Result:
         with torch.inference_mode(is_inference), torch.no_grad():
             return work(item)
@@ -34,5 +34,5 @@ def side_by_side(work: Callable[[Item], Result], items: Iterable[Item], device: 
         with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
             return list(pool.map(in_thread, items))
     finally:
-        # What a thread sets becomes the default of threads that are still to come.
+        # set_num_threads in a worker also changes the default of later threads.
         torch.set_num_threads(before)

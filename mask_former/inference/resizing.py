@@ -1,6 +1,6 @@
-"""Where torch's bilinear resizing looks: from the mask grid to the padded picture, crop, then to the output.
+"""The source positions of bilinear resizing: from mask grid to padded image, crop, then to the output.
 
-Positions are those of align_corners False, computed in float32 like torch's own.
+Positions are those of torch with align_corners False, computed in float32 as there.
 """
 
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from torch import Tensor
 Size = tuple[int, int]
 Entries = int | np.ndarray[tuple[int, ...], np.dtype[np.int64]]
 
-# By how much positions in float32 may be off, in entries of the source, with less than 10,000 of them.
+# Bound on the error of positions in float32, in entries of the source, for fewer than 10,000 of them.
 SLACK = 0.01
 
 # The difference of two values of this size is finite in float32.
@@ -21,11 +21,11 @@ LARGEST = torch.finfo(torch.float32).max / 2
 
 
 class Sizes(NamedTuple):
-    """The three sizes of one picture, each (height, width) in pixels.
+    """The three sizes of one image, each (height, width) in pixels.
 
-    padded: what the network saw; the mask grid covers all of it.
-    image: the part of it, from the upper left corner, that is picture and not padding.
-    output: the size that results shall have.
+    padded: the input of the network; the mask grid covers all of it.
+    image: the upper left part of it that is not padding.
+    output: of the results.
     """
 
     padded: Size
@@ -39,7 +39,7 @@ def finite(logits: Tensor) -> Tensor:
 
 
 def neighbours(wanted: Tensor, source_length: int, length: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the two entries of the source that each wanted one is made of, and the second one's weight."""
+    """Return the two source entries that each wanted one is made of, and the weight of the second."""
     if source_length == length:
         return wanted, wanted, torch.zeros_like(wanted, dtype=torch.float32)
     position = ((wanted.float() + 0.5) * (source_length / length) - 0.5).clamp_(min=0)

@@ -1,6 +1,6 @@
-"""Mask probabilities at the size of the result, strip by strip: some rows of all queries at a time.
+"""Mask probabilities at the output size in strips, some rows of all queries at a time.
 
-In the published order and as exact as on whole maps, but a full-size map of every query never exists.
+The same numbers as on whole maps, without a full-size map of every query.
 """
 
 from collections.abc import Iterator
@@ -11,14 +11,14 @@ from torch.nn import functional as F
 
 from mask_former.inference.resizing import Sizes, finite, neighbours, source_rows
 
-# Numbers (queries x rows x columns) that one strip may hold: on a CPU few enough for its caches, elsewhere
-# enough to keep the device busy.
+# Values (queries x rows x columns) of a strip: few enough for the caches of a CPU, enough to keep other
+# devices busy.
 _STRIP_NUMBERS = {"cpu": 1 << 20}
 _STRIP_NUMBERS_ELSEWHERE = 1 << 26
 
 
 def strip_numbers(device: torch.device) -> int:
-    """Return how many numbers a strip should have at most to be fast on `device`."""
+    """Return how many values a strip should have at most on `device`."""
     return _STRIP_NUMBERS.get(device.type, _STRIP_NUMBERS_ELSEWHERE)
 
 
@@ -37,7 +37,7 @@ def mask_prob_strips(
 def strips_of(mask_logits: Tensor, sizes: Sizes) -> list[range]:
     """Return the rows of each strip of `mask_prob_strips`."""
     height, width = sizes.output
-    # Where the output is smaller than the image, each of its rows stands for several.
+    # Where the output is smaller than the image, each of its rows is made of several.
     image_rows = max(1, -(-sizes.image[0] // height))
     numbers_a_row = max(1, len(mask_logits)) * max(width, sizes.padded[1]) * image_rows
     strip_height = max(1, strip_numbers(mask_logits.device) // numbers_a_row)
@@ -57,7 +57,7 @@ def mask_probs_at(mask_logits: Tensor, sizes: Sizes, rows: range, resize_logits:
     strip = finite(mask_logits[:, cell_rows.start : cell_rows.stop])
     strip = _resize_rows(strip, cell_rows, cells, padded_height, image_rows)
     if resize_logits:
-        # Rows before columns, twice: the maps stay narrow for longer.
+        # All rows before all columns, since maps are narrower then.
         strip = _resize_rows(strip, image_rows, image_height, height, rows)
     strip = _resize_columns(strip, padded_width)[..., :image_width]
     if resize_logits:
