@@ -111,6 +111,15 @@ class RuledModel(nn.Module):
         """Raise ValueError where the model cannot follow the rules."""
         raise NotImplementedError
 
+    def step_shares(
+        self, parts: Sequence[list[dict[str, Any]]]
+    ) -> list[tuple[dict[str, Any], float | Tensor]]:
+        """Return, for each part of a training batch, arguments of `forward` and a factor on its losses.
+
+        With them, the losses of the parts add up to those of the whole batch.
+        """
+        raise NotImplementedError
+
     def results(
         self, batched_inputs: list[dict[str, Any]], rules: ResultRules | None = None
     ) -> list[dict[str, Any]]:

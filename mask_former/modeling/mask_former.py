@@ -140,6 +140,13 @@ class MaskFormer(RuledModel):
         counts = [len(entry["instances"]) for entry in batched_inputs]
         return self.criterion.normalizers(counts, self.num_queries)
 
+    def step_shares(
+        self, parts: Sequence[list[dict[str, Any]]]
+    ) -> list[tuple[dict[str, Any], float | Tensor]]:
+        """See `RuledModel`: each part is computed with the normalizers of the whole."""
+        whole = self.normalizers([entry for part in parts for entry in part])
+        return [({"normalizers": whole}, 1.0) for _ in parts]
+
     def predict(self, images: Tensor) -> list[Prediction]:
         """Return the prediction of every supervised layer, the answer last.
 

@@ -41,6 +41,14 @@ class PerPixelModel(SemanticSegmentor, RuledModel):
             return super().forward(batched_inputs)
         return self.results(batched_inputs, rules)
 
+    def step_shares(
+        self, parts: Sequence[list[dict[str, Any]]]
+    ) -> list[tuple[dict[str, Any], float | Tensor]]:
+        """See `RuledModel`: the loss is a mean over the labelled pixels."""
+        head: Any = self.sem_seg_head
+        counts = [sum(int((entry["sem_seg"] != head.ignore_value).sum()) for entry in part) for part in parts]
+        return [({}, count / max(sum(counts), 1)) for count in counts]
+
     def predict(self, images: Tensor) -> Tensor:
         """Return class logits (B, K, h, w); `images` are (B, 3, H, W), normalised and padded."""
         parts: Any = self
