@@ -13,7 +13,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from mask_former.config import load_config
-from mask_former.evaluation import EVALUATORS, id_to_rgb
+from mask_former.evaluation import EVALUATORS
+from mask_former.formats import id_to_rgb
 from mask_former.modeling.criterion import SetCriterion
 from mask_former.modeling.mask_former import MaskFormer, rules_of_config
 from mask_former.modeling.matcher import HungarianMatcher
@@ -25,7 +26,7 @@ HEIGHT, WIDTH = 48, 64
 COLORS = [[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 0], [255, 0, 255], [0, 255, 255]]
 CLASSES = {1: [0, 0, None, None, None, None], 2: [0, 0, 1, 1, 1, 1], 300: [0, 17, 99, 150, 255, 299]}
 THINGS = {1: {0}, 2: {0}, 300: {0, 99, 299}}
-IGNORE = {1: 255, 2: 65535, 300: 65535}
+IGNORE = {1: 65535, 2: 255, 300: 65535}
 SWITCH_OF_TASK = {"semantic": "SEMANTIC_ON", "panoptic": "PANOPTIC_ON", "instance": "INSTANCE_ON"}
 
 
