@@ -11,6 +11,8 @@ A checkpoint that train_net.py has written describes itself. Published weights n
 Exit status: 0 all done, 1 something was skipped or failed, 2 wrong arguments, 130 stopped by Ctrl-C.
 """
 
+from __future__ import annotations
+
 import argparse
 import functools
 import logging
@@ -23,10 +25,12 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
 
 # The libraries are imported where they are used, so that wrong arguments and --help take no seconds.
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from mask_former.prediction.predictor import Predictor
     from mask_former.prediction.results import Result
 
@@ -101,7 +105,7 @@ def build_predictor(
     opts: Sequence[str] = (),
     kinds: Collection[str] = ("overlay",),
     **options: Any,
-) -> "Predictor":
+) -> Predictor:
     """Return a predictor of those tasks that files of these kinds need.
 
     `weights` are a checkpoint, URL, or name in the zoo (None: MODEL.WEIGHTS of the configuration), `opts`
@@ -132,7 +136,7 @@ def needed_tasks(model_tasks: Collection[str], kinds: Iterable[str]) -> tuple[st
 
 
 def predict_pictures(
-    build: Callable[..., "Predictor"],
+    build: Callable[..., Predictor],
     inputs: Sequence[str],
     output: Path | None,
     kinds: Sequence[str] = ("overlay",),
@@ -193,7 +197,7 @@ def open_output(
     files: Sequence[str],
     drawing: dict[str, Any],
     stack: ExitStack,
-) -> Callable[["Result"], bool]:
+) -> Callable[[Result], bool]:
     """Return a function that shows or writes a result, and returns False once the user ends the program."""
     from mask_former.formats import PICTURE_SUFFIXES
     from mask_former.prediction.writing import ResultWriter
@@ -213,7 +217,7 @@ def open_output(
         lambda classes: stack.enter_context(ResultWriter(output, kinds, classes, **drawing))
     )
 
-    def write(result: "Result") -> bool:
+    def write(result: Result) -> bool:
         writer(result.classes).write(result)
         return True
 
