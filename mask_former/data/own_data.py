@@ -10,7 +10,7 @@ of an instance data set.
 """
 
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -58,14 +58,14 @@ def register_semantic(
             f"Data set {name}: {len(colors)} colors for {len(classes)} classes; give one for each."
         )
     metadata = {
-        "image_root": _folder(name, image_dir),
+        "image_root": _existing(name, image_dir),
         "evaluator_type": "sem_seg",
         "ignore_label": ignore_label,
         "stuff_classes": list(classes),
         "stuff_colors": [list(color) for color in colors or distinct_colors(len(classes))],
     }
     if label_dir is not None:
-        metadata["sem_seg_root"] = _folder(name, label_dir)
+        metadata["sem_seg_root"] = _existing(name, label_dir)
     return _register(name, metadata, _load_pairs)
 
 
@@ -90,16 +90,16 @@ def register_coco_panoptic(
         ignore_label: of those label maps.
     """
     metadata = {
-        "image_root": _folder(name, image_dir),
-        "panoptic_root": _folder(name, panoptic_dir),
-        "panoptic_json": _file(name, panoptic_json),
+        "image_root": _existing(name, image_dir),
+        "panoptic_root": _existing(name, panoptic_dir),
+        "panoptic_json": _existing(name, panoptic_json, "file"),
         "json_file": None,
         "evaluator_type": "coco_panoptic_seg",
         "ignore_label": ignore_label,
         **panoptic_metadata(_categories(name, panoptic_json, keys=("id", "name", "isthing"))),
     }
     if sem_seg_dir is not None:
-        metadata["sem_seg_root"] = _folder(name, sem_seg_dir)
+        metadata["sem_seg_root"] = _existing(name, sem_seg_dir)
     return _register(name, metadata, load_panoptic)
 
 
@@ -115,8 +115,8 @@ def register_coco_instance(name: str, image_dir: str | Path, json_file: str | Pa
     """
     categories = _categories(name, json_file, keys=("id", "name"))
     metadata = {
-        "image_root": _folder(name, image_dir),
-        "json_file": _file(name, json_file),
+        "image_root": _existing(name, image_dir),
+        "json_file": _existing(name, json_file, "file"),
         "evaluator_type": "coco",
         **instance_metadata(categories),
     }
@@ -133,38 +133,34 @@ def _register(name: str, metadata: dict[str, Any], load: Any) -> Metadata:
     return MetadataCatalog.get(name).set(**metadata)
 
 
-def _folder(name: str, path: str | Path) -> str:
-    folder = Path(path).expanduser()
-    if not folder.is_dir():
-        raise FileNotFoundError(f"Data set {name}: there is no folder {folder}.")
-    return str(folder)
+def _existing(name: str, path: str | Path, kind: str = "folder") -> str:
+    """Return a path with `~` expanded; kind: "folder" or "file"."""
+    path = Path(path).expanduser()
+    if not (path.is_dir() if kind == "folder" else path.is_file()):
+        raise FileNotFoundError(f"Data set {name}: there is no {kind} {path}.")
+    return str(path)
 
 
-def _file(name: str, path: str | Path) -> str:
-    file = Path(path).expanduser()
-    if not file.is_file():
-        raise FileNotFoundError(f"Data set {name}: there is no file {file}.")
-    return str(file)
+def _first_repeated(values: Iterable[Any]) -> Any:
+    """Return the first value that occurs more than once, or None."""
+    return next((value for value, times in Counter(values).items() if times > 1), None)
 
 
 def _check_classes(name: str, classes: Sequence[str]) -> None:
     if not classes:
         raise ValueError(f"Data set {name} has no class; name at least one.")
-    repeated = [each for each, times in Counter(classes).items() if times > 1]
-    if repeated:
-        raise ValueError(f"Data set {name} has two classes {repeated[0]!r}; give each a name of its own.")
+    repeated = _first_repeated(classes)
+    if repeated is not None:
+        raise ValueError(f"Data set {name} has two classes {repeated!r}; give each a name of its own.")
 
 
 def _categories(name: str, path: str | Path, keys: Sequence[str]) -> list[dict[str, Any]]:
     """Return the categories of a COCO file, sorted by id."""
-    path = _file(name, path)
-    content = read_json(path, keys=("images", "annotations", "categories"))
-    for key, part in (("id", "images"), ("id", "categories")):
-        repeated = [
-            each for each, times in Counter(entry[key] for entry in content[part]).items() if times > 1
-        ]
-        if repeated:
-            raise ValueError(f"{path}: {part} has {key} {repeated[0]!r} more than once; ids must be unique.")
+    content = read_json(_existing(name, path, "file"), keys=("images", "annotations", "categories"))
+    for part in ("images", "categories"):
+        repeated = _first_repeated(entry["id"] for entry in content[part])
+        if repeated is not None:
+            raise ValueError(f"{path}: {part} has id {repeated!r} more than once; ids must be unique.")
     for category in content["categories"]:
         missing = [key for key in keys if key not in category]
         if missing:
