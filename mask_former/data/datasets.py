@@ -31,24 +31,16 @@ _registered: dict[str, Load] = {}  # what this package registered
 
 
 class Source(NamedTuple):
-    """The splits of one data set.
+    """The splits of one data set."""
 
-    name: registered name, with {split} in it.
-    kind: of the labels, a key of `KINDS`.
-    classes: "coco", "cityscapes" or a class table.
-    splits: split -> name of its folder, for {split} and {folder} in `paths`.
-    paths: metadata key -> path under the root of the data sets.
-    advice: what to do when one of `paths` does not exist.
-    """
-
-    name: str
-    kind: str
-    classes: str
-    splits: dict[str, str]
-    paths: dict[str, str]
+    name: str  # registered, with {split} in it
+    kind: str  # of the labels, a key of `KINDS`
+    classes: str  # "coco", "cityscapes" or a class table
+    splits: dict[str, str]  # split -> name of its folder, for {split} and {folder} in `paths`
+    paths: dict[str, str]  # metadata key -> path under the root of the data sets
     evaluator_type: str
     ignore_label: int | None
-    advice: str
+    advice: str  # what to do when one of `paths` does not exist
 
 
 SOURCES = [Source(**row) for row in json.loads(Path(__file__).with_name("published.json").read_text())]

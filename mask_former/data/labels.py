@@ -20,36 +20,27 @@ Annotation = Mapping[str, Any]
 
 
 class SegmentMap(NamedTuple):
-    """Which segment each pixel belongs to; at most one.
+    """Which segment each pixel belongs to; at most one."""
 
-    pixels: (H, W) uint8, or uint16 beyond 255 segments; `VOID`, or 1 + the number of the segment.
-    classes: (N,) int64, the class of each segment.
-    """
-
-    pixels: np.ndarray
-    classes: np.ndarray
+    pixels: np.ndarray  # (H, W) uint8, or uint16 beyond 255 segments; `VOID`, or 1 + number of the segment
+    classes: np.ndarray  # (N,) int64, the class of each segment
 
 
 class Segments(NamedTuple):
-    """The segments of an augmented picture.
+    """The segments of an augmented picture."""
 
-    classes: (M,) int64.
-    masks: (M, H, W) bool, none of them empty; M may be 0.
-    valid: (H, W) bool, False where a pixel is void or padding.
-    """
-
-    classes: np.ndarray
-    masks: np.ndarray
-    valid: np.ndarray
+    classes: np.ndarray  # (M,) int64
+    masks: np.ndarray  # (M, H, W) bool, none of them empty; M may be 0
+    valid: np.ndarray  # (H, W) bool, False where a pixel is void or padding
 
 
 def read_semantic(file_name: str, num_classes: int, ignore_label: int) -> SegmentMap:
     """Read a semantic label file: one segment for each class present, in order of classes."""
-    values, runs = _runs(read_label_map(file_name))
+    values, indices = _distinct(read_label_map(file_name))
     is_class = (values >= 0) & (values < num_classes) & (values != ignore_label)
     if not np.all(is_class | (values == ignore_label)):
         raise ValueError(_wrong_values(file_name, values, num_classes, ignore_label))
-    return SegmentMap(runs.number(is_class), values[is_class])
+    return SegmentMap(_numbered(is_class, indices), values[is_class])
 
 
 def read_panoptic(file_name: str, segments_info: Sequence[Annotation], num_classes: int) -> SegmentMap:
@@ -60,7 +51,7 @@ def read_panoptic(file_name: str, segments_info: Sequence[Annotation], num_class
         segments_info: entries with "id", "category_id" (0 to num_classes - 1) and perhaps "iscrowd".
         num_classes: K.
     """
-    values, runs = _runs(read_panoptic_map(file_name))
+    values, indices = _distinct(read_panoptic_map(file_name))
     listed = {int(segment["id"]): segment for segment in segments_info}
     missing = [int(i) for i in values if int(i) not in listed and i != 0]
     if missing:
@@ -73,7 +64,7 @@ def read_panoptic(file_name: str, segments_info: Sequence[Annotation], num_class
     non_crowd = {i for i, segment in listed.items() if not segment.get("iscrowd", 0)}
     is_segment = np.array([int(i) in non_crowd for i in values], dtype=bool)
     classes = np.array([listed[int(i)]["category_id"] for i in values[is_segment]], dtype=np.int64)
-    return SegmentMap(runs.number(is_segment), classes)
+    return SegmentMap(_numbered(is_segment, indices), classes)
 
 
 def move(transform: Transform, pixels: np.ndarray) -> np.ndarray:
@@ -114,9 +105,8 @@ def instance_segments(
         annotations: entries with "segmentation", "category_id" (0 to num_classes - 1) and perhaps "iscrowd".
         transform: the augmentation of the picture.
         file_name: the picture, for messages.
-        read_shape: height and width of the picture as read.
-        shape: height and width after the augmentation.
-        padded_shape: height and width (H, W) of the masks: `shape`, and what is padded right and below.
+        read_shape, shape, padded_shape: height and width of the picture as read, after the augmentation, and
+            with what is padded right and below; the last is (H, W) of the masks.
         num_classes: K.
     """
     _check_classes(file_name, annotations, num_classes)
@@ -136,7 +126,7 @@ def instance_segments(
         planes = np.stack([transform.apply_segmentation(plane) for plane in bits])
         masks[list(bitmaps), :height, :width] = np.unpackbits(planes, axis=0, count=len(bitmaps))
 
-    is_crowd = np.array([bool(a.get("iscrowd", 0)) for a in annotations], dtype=bool)
+    is_crowd = np.array([a.get("iscrowd", 0) for a in annotations], dtype=bool)
     classes = np.array([a["category_id"] for a in annotations], dtype=np.int64)
     kept = ~is_crowd & masks.any(axis=(1, 2))
     valid = np.zeros(padded_shape, dtype=bool)
@@ -176,34 +166,22 @@ def _bitmap(segmentation: Any, read_shape: tuple[int, int], file_name: str) -> n
     return bitmap
 
 
-class _Runs(NamedTuple):
-    """A label map as runs of equal values, row by row.
-
-    values: (R,) the value of each run, as its index among the distinct values.
-    lengths: (R,) pixels of each run.
-    shape: (H, W).
-    """
-
-    values: np.ndarray
-    lengths: np.ndarray
-    shape: tuple[int, ...]
-
-    def number(self, is_segment: np.ndarray) -> np.ndarray:
-        """Return the map with 1, 2, ... for the values that are segments, in order, and `VOID` for others."""
-        number = np.cumsum(is_segment) * is_segment
-        dtype = np.uint8 if number.max(initial=0) < 256 else np.uint16
-        return np.repeat(number.astype(dtype)[self.values], self.lengths).reshape(self.shape)
-
-
-def _runs(label: np.ndarray) -> tuple[np.ndarray, _Runs]:
-    """Return the distinct values of a map, sorted, as (N,) int64; and the map as runs of these.
+def _distinct(label: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the sorted distinct values (N,) int64 of a map, and the index of each pixel's value (H, W).
 
     Labels consist of areas, so a row has few runs, and sorting runs is faster than sorting pixels.
     """
     flat = label.ravel()
     starts = np.flatnonzero(np.concatenate(([True], flat[1:] != flat[:-1])))
-    distinct, values_of_runs = np.unique(flat[starts], return_inverse=True)
-    return distinct.astype(np.int64), _Runs(values_of_runs, np.diff(starts, append=flat.size), label.shape)
+    values, indices = np.unique(flat[starts], return_inverse=True)
+    indices = indices.astype(np.min_scalar_type(len(values)))
+    return values.astype(np.int64), indices.repeat(np.diff(starts, append=flat.size)).reshape(label.shape)
+
+
+def _numbered(is_segment: np.ndarray, indices: np.ndarray) -> np.ndarray:
+    """Return a map with 1, 2, ... for the values that are segments, in order, and `VOID` for others."""
+    number = np.cumsum(is_segment) * is_segment
+    return number.astype(np.uint8 if number.max(initial=0) < 256 else np.uint16)[indices]
 
 
 def _check_classes(file_name: str, annotations: Sequence[Annotation], num_classes: int) -> None:

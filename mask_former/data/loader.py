@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -108,37 +109,31 @@ class Draw(NamedTuple):
     position: int
 
 
+@dataclass(eq=False)
 class TrainingBatches(Sampler[list[Draw]]):
     """Endless batches of one process: in each epoch every picture once, in a new order, batches of one group.
 
     A batch is complete as soon as its group (say, wide or tall pictures) has enough draws. Groups fill up
     over the batch of all processes together and each process takes every `world_size`-th draw of it, so the
-    union of all batches does not depend on how many processes there are. `start_iteration` batches are left
-    out; `groups` has the number of each picture's group, from 0.
+    union of all batches does not depend on how many processes there are.
     """
 
-    def __init__(
-        self,
-        groups: Sequence[int],
-        *,
-        total_batch_size: int,
-        seed: int,
-        start_iteration: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
-    ) -> None:
-        if not len(groups):
+    groups: Sequence[int]  # the number of each picture's group, from 0
+    total_batch_size: int  # of all processes together
+    seed: int
+    start_iteration: int = 0  # batches that earlier parts of the run have consumed
+    rank: int = 0
+    world_size: int = 1
+
+    def __post_init__(self) -> None:
+        """Refuse what gives no batch."""
+        if not len(self.groups):
             raise ValueError("There is no picture to draw from; expected at least one in DATASETS.TRAIN.")
-        if total_batch_size < 1 or total_batch_size % world_size:
+        if self.total_batch_size < 1 or self.total_batch_size % self.world_size:
             raise ValueError(
-                f"SOLVER.IMS_PER_BATCH is {total_batch_size}; expected a positive multiple of the number of "
-                f"processes, {world_size}."
+                f"SOLVER.IMS_PER_BATCH is {self.total_batch_size}; expected a positive multiple of the "
+                f"number of processes, {self.world_size}."
             )
-        self.groups = np.asarray(groups, dtype=np.int64)
-        self.total_batch_size = total_batch_size
-        self.seed = seed
-        self.start_iteration = start_iteration
-        self.share = slice(rank, None, world_size)
 
     def __iter__(self) -> Iterator[list[Draw]]:
         """Yield the draws of each iteration from `start_iteration` on; no picture is opened to get there."""
@@ -156,7 +151,7 @@ class TrainingBatches(Sampler[list[Draw]]):
                     if surplus:
                         surplus -= 1
                     else:
-                        yield batch[self.share]
+                        yield batch[self.rank :: self.world_size]
                     batch.clear()
             epoch += 1
 

@@ -70,11 +70,8 @@ class TrainingMapper:
         self.num_classes = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
         self.ignore_value = cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE
         self.ignore_label = _common_ignore_label(cfg)
-        if (
-            self.label == "semantic"
-            and 0 <= self.ignore_value < self.num_classes
-            and self.ignore_label != self.ignore_value
-        ):
+        is_class = 0 <= self.ignore_value < self.num_classes and self.ignore_value != self.ignore_label
+        if self.label == "semantic" and is_class:
             raise ValueError(
                 f"MODEL.SEM_SEG_HEAD.IGNORE_VALUE is {self.ignore_value}, which is also one of the "
                 f"{self.num_classes} classes of MODEL.SEM_SEG_HEAD.NUM_CLASSES; set it to the ignore_label "
@@ -101,16 +98,14 @@ class TrainingMapper:
         picture = LabelledPicture(image, self._read_segment_map(entry, read_shape))
         transform = T.AugmentationList(self.augmentations)(picture)
         image, segment_map = picture.image, picture.segment_map
-
-        shape = image.shape[:2]
-        padded_shape = _padded_shape(shape, self.size_divisibility)
+        padded_shape = _padded_shape(image.shape[:2], self.size_divisibility)
         if segment_map is None:
             segments = instance_segments(
                 entry["annotations"],
                 transform,
                 file_name=entry["file_name"],
                 read_shape=read_shape,
-                shape=shape,
+                shape=image.shape[:2],
                 padded_shape=padded_shape,
                 num_classes=self.num_classes,
             )
@@ -157,8 +152,7 @@ class TrainingMapper:
         if ignore_label is None:
             raise ValueError(
                 f"{entry['file_name']} has no 'ignore_label', and the data sets of DATASETS.TRAIN differ in "
-                "theirs. Load them with mask_former.data.loader.build_train_loader, which adds it to every "
-                "entry."
+                "theirs. Load them with mask_former.data.loader.build_train_loader, which adds it."
             )
         return ignore_label
 
@@ -203,5 +197,4 @@ def _pad(values: np.ndarray, shape: tuple[int, int], padding: int) -> np.ndarray
 
 
 def _as_tensor(image: np.ndarray) -> torch.Tensor:
-    """(H, W, C) -> (C, H, W)."""
     return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))

@@ -3,7 +3,6 @@
 import functools
 import json
 import logging
-import secrets
 import shutil
 import time
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 
 from iopath.common.file_io import file_lock
 
-from mask_former.data.coco import Entry, load_instances, load_panoptic
+from mask_former.data.coco import Entry, instance_metadata, load_instances, load_panoptic
 from mask_former.data.datasets import datasets_root, register_published
 
 from .drawing import CLASSES, THING_COUNT
@@ -43,7 +42,7 @@ def ensure_set(root: Path, spec: ShapesSpec | None = None) -> Path:
         if not _is_suitable(folder, spec):
             for leftover in root.glob(f".{NAME}-*"):  # of a killed process
                 shutil.rmtree(leftover)
-            _build(folder, spec or ShapesSpec())
+            _write(folder, spec or ShapesSpec())
     return folder
 
 
@@ -66,19 +65,16 @@ def _is_suitable(folder: Path, spec: ShapesSpec | None) -> bool:
     return version == VERSION and spec in (None, existing)
 
 
-def _build(folder: Path, spec: ShapesSpec) -> None:
+def _write(folder: Path, spec: ShapesSpec) -> None:
     logger.info("Writing the synthetic set %s (%d + %d pictures) ...", folder, spec.train, spec.val)
     start = time.perf_counter()
-    fresh, stale = (folder.with_name(f".{NAME}-{kind}-{secrets.token_hex(4)}") for kind in ("new", "old"))
-    try:
-        write_set(fresh, spec)
-        (fresh / MARKER).write_text(json.dumps({"version": VERSION, **spec._asdict()}))
-        if folder.exists():
-            folder.rename(stale)
-        fresh.rename(folder)
-    finally:
-        for remains in (fresh, stale):
-            shutil.rmtree(remains, ignore_errors=True)
+    fresh = folder.with_name(f".{NAME}-new")
+    write_set(fresh, spec)
+    (fresh / MARKER).write_text(json.dumps({"version": VERSION, **spec._asdict()}))
+    if folder.exists():
+        folder.rename(folder.with_name(f".{NAME}-old"))
+    fresh.rename(folder)
+    shutil.rmtree(folder.with_name(f".{NAME}-old"), ignore_errors=True)
     logger.info("Wrote %s in %.1f s", folder, time.perf_counter() - start)
 
 
@@ -123,23 +119,13 @@ def set_metadata(folder: Path, task: str, split: str) -> dict[str, Any]:
         "ignore_label": VOID_LABEL,
     }
     if task != "sem_seg":
-        keys |= _class_keys("thing", THING_COUNT)
+        keys |= instance_metadata(CLASSES[:THING_COUNT])
         keys["json_file"] = str(folder / f"annotations/instances_{split}.json")
     if task != "instance":
-        keys |= _class_keys("stuff", len(CLASSES))
+        keys |= {key.replace("thing", "stuff"): value for key, value in instance_metadata(CLASSES).items()}
         keys["sem_seg_root"] = str(folder / "sem_seg" / split)
     if task == "panoptic":
         keys["panoptic_root"] = str(folder / "panoptic" / split)
         keys["panoptic_json"] = str(folder / f"annotations/panoptic_{split}.json")
         keys["label_divisor"] = 1000
     return keys
-
-
-def _class_keys(kind: str, count: int) -> dict[str, Any]:
-    """Return names, colours and id map of the first `count` classes."""
-    classes = CLASSES[:count]
-    return {
-        f"{kind}_classes": [entry["name"] for entry in classes],
-        f"{kind}_colors": [entry["color"] for entry in classes],
-        f"{kind}_dataset_id_to_contiguous_id": {entry["id"]: k for k, entry in enumerate(classes)},
-    }

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 from detectron2.utils.logger import setup_logger
-from detectron2.utils.visualizer import Visualizer
+from detectron2.utils.visualizer import GenericMask, Visualizer
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
@@ -16,23 +16,13 @@ from mask_former.data.coco import Entry, load_instances, load_panoptic
 from mask_former.data.datasets import datasets_root
 from mask_former.data.shapes import ShapesSpec, ensure_set, set_metadata
 from mask_former.data.shapes.drawing import CLASSES, VOID
-from mask_former.formats import (
-    decode_mask,
-    distinct_colors,
-    draw_polygons,
-    id_to_rgb,
-    read_label_map,
-    read_panoptic_map,
-    read_picture,
-)
+from mask_former.formats import distinct_colors, id_to_rgb, read_label_map, read_panoptic_map, read_picture
 
 logger = logging.getLogger(__name__)
 
 SHEET_ROWS, SHEET_COLUMNS = 6, 2
 PANEL_SIDE = 260  # pixels
 TITLES = ("image", "semantic", "panoptic", "instances")
-
-Part = tuple[NDArray[np.bool_], Sequence[float], str]  # mask (H, W), colour in 0..255, name
 
 
 def write_contact_sheet(path: Path, folder: Path, split: str = "val") -> None:
@@ -63,40 +53,27 @@ def _panels(panoptic: Entry, instances: Entry) -> Iterator[NDArray[np.uint8]]:
     image = read_picture(panoptic["file_name"], "RGB")
     semantic = read_label_map(panoptic["sem_seg_file_name"])
     ids = read_panoptic_map(panoptic["pan_seg_file_name"])
-    names = [entry["name"] for entry in CLASSES]
     void = [(ids == VOID, [0, 0, 0], "void")] if (ids == VOID).any() else []
-    classes = [
-        (semantic == k, CLASSES[k]["color"], names[k]) for k in np.intersect1d(semantic, range(len(names)))
-    ]
+    present = [(k, entry) for k, entry in enumerate(CLASSES) if (semantic == k).any()]
+    classes = [(semantic == k, entry["color"], entry["name"]) for k, entry in present]
     segments = [
-        (ids == info["id"], id_to_rgb(np.array(info["id"])).tolist(), names[info["category_id"]])
+        (ids == info["id"], id_to_rgb(np.array(info["id"])), CLASSES[info["category_id"]]["name"])
         for info in panoptic["segments_info"]
     ]
     annotations = instances["annotations"]
-    shapes = [
-        (_mask_of(annotation["segmentation"], *ids.shape), color, names[annotation["category_id"]])
-        for annotation, color in zip(annotations, distinct_colors(len(annotations)), strict=True)
+    things = [
+        (GenericMask(each["segmentation"], *ids.shape).mask, color, CLASSES[each["category_id"]]["name"])
+        for each, color in zip(annotations, distinct_colors(len(annotations)), strict=True)
     ]
-    for parts in ([], classes + void, segments + void, shapes):
-        yield _drawn(image, parts)
-
-
-def _drawn(image: NDArray[np.uint8], parts: Sequence[Part]) -> NDArray[np.uint8]:
-    """Return the image, enlarged, with coloured and named masks over it.
-
-    Masks one by one: Detectron2's method for whole panoptic results fills the holes of things.
-    """
-    visualizer = Visualizer(image, scale=PANEL_SIDE / min(image.shape[:2]))
-    for mask, color, name in parts:
-        shade = [channel / 255 for channel in color]
-        visualizer.draw_binary_mask(mask.astype(np.uint8), shade, edge_color="white", text=name, alpha=0.65)
-    return visualizer.output.get_image()
-
-
-def _mask_of(segmentation: dict | list, height: int, width: int) -> NDArray[np.bool_]:
-    if isinstance(segmentation, list):
-        return draw_polygons(segmentation, height, width)
-    return decode_mask(segmentation)
+    for parts in ([], classes + void, segments + void, things):
+        visualizer = Visualizer(image, scale=PANEL_SIDE / min(image.shape[:2]))
+        # Masks one by one: Detectron2's method for whole panoptic results fills the holes of things.
+        for mask, color, name in parts:
+            shade = [channel / 255 for channel in color]
+            visualizer.draw_binary_mask(
+                mask.astype(np.uint8), shade, edge_color="white", text=name, alpha=0.65
+            )
+        yield visualizer.output.get_image()
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

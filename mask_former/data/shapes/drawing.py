@@ -29,16 +29,11 @@ SUBPIXELS = 4  # a side, for anti-aliasing
 
 
 class Scene(NamedTuple):
-    """One picture and its labels.
+    """One picture and its labels."""
 
-    image: (H, W, 3) uint8, RGB.
-    segments: (H, W) int32; 0 is void, n > 0 is the n-th entry of `classes`.
-    classes: contiguous class of each segment.
-    """
-
-    image: NDArray[np.uint8]
-    segments: NDArray[np.int32]
-    classes: list[int]
+    image: NDArray[np.uint8]  # (H, W, 3), RGB
+    segments: NDArray[np.int32]  # (H, W); 0 is void, n > 0 is the n-th entry of `classes`
+    classes: list[int]  # contiguous class of each segment
 
 
 class Thing(NamedTuple):
@@ -273,42 +268,40 @@ def _sample_border(rng: Rng, height: int, width: int) -> Callable[[Map, Map], Ma
     return side_cover
 
 
-def _soft_noise(rng: Rng, shape: tuple[int, ...], cells: int) -> Map:
+def _grain(rng: Rng, like: Map) -> Map:
+    return rng.standard_normal(like.shape, dtype=np.float32)
+
+
+def _soft_noise(rng: Rng, like: Map, cells: int) -> Map:
     """Return smooth noise, about -1..1, with `cells` bumps a side."""
     coarse = rng.uniform(-1, 1, (cells, cells)).astype(np.float32)
-    return np.asarray(cv2.resize(coarse, (shape[1], shape[0]), interpolation=cv2.INTER_CUBIC))
-
-
-def _grain(rng: Rng, shape: tuple[int, ...]) -> Map:
-    return rng.standard_normal(shape, dtype=np.float32)
+    return np.asarray(cv2.resize(coarse, like.shape[::-1], interpolation=cv2.INTER_CUBIC))
 
 
 def _sky(rng: Rng, x: Map, y: Map, color: Map) -> Map:
-    """A vertical gradient with soft clouds."""
+    """Return a vertical gradient with soft clouds."""
     blue = color - np.array([70, 40, 12], np.float32) * (1 - y / y[-1, 0])[..., None]
-    clouds = np.clip(_soft_noise(rng, x.shape, 5) * 1.3 - 0.2, 0, 1)[..., None] * np.float32(0.75)
+    clouds = np.clip(_soft_noise(rng, x, 5) * 1.3 - 0.2, 0, 1)[..., None] * np.float32(0.75)
     return blue + clouds * (np.float32(250) - blue)
 
 
 def _grass(rng: Rng, x: Map, y: Map, color: Map) -> Map:
-    """Upright blades: noise smeared from top to bottom."""
-    blades = cv2.blur(_grain(rng, x.shape), (1, 5)) * 52
-    return color + (blades + 14 * _soft_noise(rng, x.shape, 4))[..., None] * np.array(
-        [0.8, 1, 0.5], np.float32
-    )
+    """Return upright blades: noise smeared from top to bottom."""
+    blades = cv2.blur(_grain(rng, x), (1, 5)) * 52 + 14 * _soft_noise(rng, x, 4)
+    return color + blades[..., None] * np.array([0.8, 1, 0.5], np.float32)
 
 
 def _water(rng: Rng, x: Map, y: Map, color: Map) -> Map:
-    """Rows of waves, bright at their crests."""
-    tilt, phase, sway = (np.float32(v) for v in rng.uniform((-0.25, 0, 0), (0.25, 6.28, 6.28)))
+    """Return rows of waves, bright at their crests."""
+    tilt, phase, sway = rng.uniform((-0.25, 0, 0), (0.25, 6.28, 6.28)).astype(np.float32)
     rows = np.sin((y + tilt * x) * np.float32(0.9) + 1.6 * np.sin(x * np.float32(0.16) + sway) + phase)
-    crests = np.clip(rows, -0.4, 1) ** 2 * np.sign(rows) * 42
-    return color + (crests + 3 * _grain(rng, x.shape))[..., None] * np.array([0.8, 1, 1.1], np.float32)
+    crests = np.clip(rows, -0.4, 1) ** 2 * np.sign(rows) * 42 + 3 * _grain(rng, x)
+    return color + crests[..., None] * np.array([0.8, 1, 1.1], np.float32)
 
 
 def _bricks(rng: Rng, x: Map, y: Map, color: Map) -> Map:
-    """Courses of bricks, each of its own shade, in light mortar."""
-    tilt, shift_x, shift_y = (np.float32(v) for v in rng.uniform((-0.2, 0, 0), (0.2, 14, 7)))
+    """Return courses of bricks, each of its own shade, in light mortar."""
+    tilt, shift_x, shift_y = rng.uniform((-0.2, 0, 0), (0.2, 14, 7)).astype(np.float32)
     v = (y + tilt * x + shift_y) / 7
     course = np.floor(v)
     u = (x - tilt * y + shift_x) / 14 + 0.5 * (course % 2)
@@ -316,14 +309,13 @@ def _bricks(rng: Rng, x: Map, y: Map, color: Map) -> Map:
     brick = (course * 37 + np.floor(u)).astype(np.int64) % 1024
     mortar = ((v - course < 0.19) | (u - np.floor(u) < 0.1))[..., None]
     wall = np.where(mortar, np.array([196, 186, 174], np.float32), color + shades[brick][..., None])
-    return wall + 4 * _grain(rng, x.shape)[..., None]
+    return wall + 4 * _grain(rng, x)[..., None]
 
 
 def _sand(rng: Rng, x: Map, y: Map, color: Map) -> Map:
-    """Fine grains with dark specks, over slow dunes."""
-    grains = _grain(rng, x.shape)
-    specks = -52 * (_grain(rng, x.shape) > 1.7)
-    return color + (11 * grains + specks + 13 * _soft_noise(rng, x.shape, 4))[..., None]
+    """Return fine grains with dark specks, over slow dunes."""
+    grains = 11 * _grain(rng, x) - 52 * (_grain(rng, x) > 1.7)
+    return color + (grains + 13 * _soft_noise(rng, x, 4))[..., None]
 
 
 # In the order of the stuff classes in classes/shapes.json.

@@ -22,17 +22,7 @@ from numpy.typing import NDArray
 
 from mask_former.formats import box_of_mask, coco_box, encode_mask, id_to_rgb, rgb_to_id
 
-from .drawing import (
-    CLASSES,
-    THING_COUNT,
-    VOID,
-    Canvas,
-    Scene,
-    Thing,
-    draw_scene,
-    new_canvas,
-    sample_thing,
-)
+from .drawing import CLASSES, THING_COUNT, VOID, Canvas, Scene, Thing, draw_scene, new_canvas, sample_thing
 
 logger = logging.getLogger(__name__)
 
