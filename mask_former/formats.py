@@ -1,6 +1,7 @@
 """File formats that several parts of the package read and write. Each is read and written here only."""
 
 import colorsys
+import glob
 import json
 import os
 import time
@@ -66,12 +67,10 @@ def _flush(path: Path) -> None:
 
 def _remove_stale(path: Path) -> None:
     """Remove temporary files that killed writers of `path` left."""
-    prefix = f".{path.name}."
-    for name in os.listdir(path.parent):
-        if name.startswith(prefix) and name.endswith(".partial"):
-            with suppress(OSError):  # another process may remove it at the same time
-                if time.time() - (path.parent / name).stat().st_mtime > STALE_AFTER:
-                    (path.parent / name).unlink()
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
+        with suppress(OSError):  # another process may remove it at the same time
+            if time.time() - leftover.stat().st_mtime > STALE_AFTER:
+                leftover.unlink()
 
 
 def rgb_to_id(rgb: NDArray[np.uint8]) -> NDArray[np.int32]:

@@ -3,7 +3,7 @@
 import argparse
 import logging
 from collections.abc import Iterator, Sequence
-from itertools import islice
+from itertools import cycle
 from pathlib import Path
 
 import numpy as np
@@ -33,16 +33,13 @@ def write_contact_sheet(path: Path, folder: Path, split: str = "val") -> None:
     columns = SHEET_COLUMNS * len(TITLES)
     rows = min(SHEET_ROWS, -(-len(instances) // SHEET_COLUMNS))
     figure = Figure((columns * PANEL_SIDE / 100, rows * PANEL_SIDE / 100), layout="constrained")
-    axes = iter(
-        figure.subplots(
-            rows, columns, squeeze=False, subplot_kw={"frame_on": False, "xticks": [], "yticks": []}
-        ).flat
-    )
-    for sample in islice(samples, rows * SHEET_COLUMNS):
-        for title, panel in zip(TITLES, _panels(*sample), strict=True):
-            axis = next(axes)
-            axis.imshow(panel)
-            axis.set_title(title, fontsize=8)
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    panels = (panel for sample in samples for panel in _panels(*sample))
+    for axis, title, panel in zip(axes, cycle(TITLES), panels, strict=False):
+        axis.imshow(panel)
+        axis.set_title(title, fontsize=8)
+    for axis in axes:
+        axis.axis("off")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=100)
     logger.info("Samples and their labels are drawn in %s", path)

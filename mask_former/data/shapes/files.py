@@ -73,9 +73,13 @@ def _write_split(folder: Path, split: str, count: int, size: int, seed: tuple[in
                 outline = mask_to_segmentation(scene.segments == number, info["bbox"])
                 own = {"id": len(instances) + 1, "image_id": image_id, "segmentation": outline}
                 instances.append(own | {key: info[key] for key in ("category_id", "area", "bbox", "iscrowd")})
-    categories = [{**entry, "supercategory": "thing" if entry["isthing"] else "stuff"} for entry in CLASSES]
-    _write_json(folder / f"annotations/panoptic_{split}.json", images, panoptic, categories)
-    _write_json(folder / f"annotations/instances_{split}.json", images, instances, categories[:THING_COUNT])
+    classes = [{**entry, "supercategory": "thing" if entry["isthing"] else "stuff"} for entry in CLASSES]
+    info = {"description": "Synthetic shapes with exact labels", "version": "1"}
+    labels_of = {"panoptic": (panoptic, classes), "instances": (instances, classes[:THING_COUNT])}
+    for kind, (annotations, categories) in labels_of.items():
+        content = {"info": info, "licenses": [], "images": images, "annotations": annotations}
+        text = json.dumps(content | {"categories": categories}, separators=(",", ":"))
+        (folder / f"annotations/{kind}_{split}.json").write_text(text)
 
 
 def _segments_info(scene: Scene) -> list[dict[str, Any]]:
@@ -154,9 +158,3 @@ def _write_image(path: Path, pixels: NDArray[np.uint8]) -> None:
     bgr = np.ascontiguousarray(pixels[..., ::-1]) if pixels.ndim == 3 else pixels
     if not cv2.imwrite(str(path), bgr, quality):
         raise OSError(f"{path} could not be written; is there space left and is the folder writable?")
-
-
-def _write_json(path: Path, images: list, annotations: list, categories: list) -> None:
-    info = {"description": "Synthetic shapes with exact labels", "version": "1"}
-    content = {"info": info, "licenses": [], "images": images, "annotations": annotations}
-    path.write_text(json.dumps(content | {"categories": categories}, separators=(",", ":")))
