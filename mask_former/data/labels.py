@@ -36,11 +36,12 @@ class Segments(NamedTuple):
 
 def read_semantic(file_name: str, num_classes: int, ignore_label: int) -> SegmentMap:
     """Read a semantic label file: one segment for each class present, in order of classes."""
-    values, indices = _distinct(read_label_map(file_name))
+    label = read_label_map(file_name)
+    values, *runs = _runs(label)
     is_class = (values >= 0) & (values < num_classes) & (values != ignore_label)
     if not np.all(is_class | (values == ignore_label)):
         raise ValueError(_wrong_values(file_name, values, num_classes, ignore_label))
-    return SegmentMap(_numbered(is_class, indices), values[is_class])
+    return SegmentMap(_numbered(is_class, runs, label.shape), values[is_class])
 
 
 def read_panoptic(file_name: str, segments_info: Sequence[Annotation], num_classes: int) -> SegmentMap:
@@ -51,7 +52,8 @@ def read_panoptic(file_name: str, segments_info: Sequence[Annotation], num_class
         segments_info: entries with "id", "category_id" (0 to num_classes - 1) and perhaps "iscrowd".
         num_classes: K.
     """
-    values, indices = _distinct(read_panoptic_map(file_name))
+    ids = read_panoptic_map(file_name)
+    values, *runs = _runs(ids)
     listed = {int(segment["id"]): segment for segment in segments_info}
     missing = [int(i) for i in values if int(i) not in listed and i != 0]
     if missing:
@@ -64,7 +66,7 @@ def read_panoptic(file_name: str, segments_info: Sequence[Annotation], num_class
     non_crowd = {i for i, segment in listed.items() if not segment.get("iscrowd", 0)}
     is_segment = np.array([int(i) in non_crowd for i in values], dtype=bool)
     classes = np.array([listed[int(i)]["category_id"] for i in values[is_segment]], dtype=np.int64)
-    return SegmentMap(_numbered(is_segment, indices), classes)
+    return SegmentMap(_numbered(is_segment, runs, ids.shape), classes)
 
 
 def move(transform: Transform, pixels: np.ndarray) -> np.ndarray:
@@ -166,22 +168,23 @@ def _bitmap(segmentation: Any, read_shape: tuple[int, int], file_name: str) -> n
     return bitmap
 
 
-def _distinct(label: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the sorted distinct values (N,) int64 of a map, and the index of each pixel's value (H, W).
+def _runs(label: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the sorted distinct values (N,) int64; of each run (R,), the index of its value and its length.
 
     Labels consist of areas, so a row has few runs, and sorting runs is faster than sorting pixels.
     """
     flat = label.ravel()
     starts = np.flatnonzero(np.concatenate(([True], flat[1:] != flat[:-1])))
     values, indices = np.unique(flat[starts], return_inverse=True)
-    indices = indices.astype(np.min_scalar_type(len(values)))
-    return values.astype(np.int64), indices.repeat(np.diff(starts, append=flat.size)).reshape(label.shape)
+    return values.astype(np.int64), indices, np.diff(starts, append=flat.size)
 
 
-def _numbered(is_segment: np.ndarray, indices: np.ndarray) -> np.ndarray:
+def _numbered(is_segment: np.ndarray, runs: Sequence[np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
     """Return a map with 1, 2, ... for the values that are segments, in order, and `VOID` for others."""
     number = np.cumsum(is_segment) * is_segment
-    return number.astype(np.uint8 if number.max(initial=0) < 256 else np.uint16)[indices]
+    number = number.astype(np.uint8 if number.max(initial=0) < 256 else np.uint16)
+    indices, lengths = runs
+    return number[indices].repeat(lengths).reshape(shape)
 
 
 def _check_classes(file_name: str, annotations: Sequence[Annotation], num_classes: int) -> None:
