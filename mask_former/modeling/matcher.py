@@ -89,8 +89,10 @@ class HungarianMatcher:
         samples = [_sample(target, size, self.num_points) for target in targets]
         return [
             [
-                self._image_costs(*logits, target.labels, sample)
-                for *logits, target, sample in zip(*prediction, targets, samples, strict=True)
+                self._image_costs(class_logits, mask_logits, target.labels, sample)
+                for class_logits, mask_logits, target, sample in zip(
+                    *prediction, targets, samples, strict=True
+                )
             ]
             for prediction in predictions
         ]
