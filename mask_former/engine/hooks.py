@@ -78,15 +78,12 @@ class KeepBest(HookBase):
         is_resumed = self.trainer.start_iter > 0 and self.record.exists()
         self.best = json.loads(self.record.read_text())["value"] if is_resumed else float("-inf")
 
-    def after_step(self) -> None:
-        """Compare the latest value."""
-        self._compare()
-
     def after_train(self) -> None:
         """Compare the value of the last evaluation, which runs after the last step."""
-        self._compare()
+        self.after_step()
 
-    def _compare(self) -> None:
+    def after_step(self) -> None:
+        """Compare the latest value."""
         latest = get_event_storage().latest()
         if self.metric not in latest:
             if any("/" in name for name in latest):
