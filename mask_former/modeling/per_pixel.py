@@ -132,7 +132,7 @@ def per_pixel_losses(
     num_labelled = (targets != ignore_value).sum().clamp(min=1)
     losses = {}
     for name, layer_scores in zip(names, scores, strict=True):
-        resized = _resize(layer_scores.float(), targets.shape[-2:])
+        resized = F.interpolate(layer_scores.float(), targets.shape[-2:], mode="bilinear")
         total = F.cross_entropy(resized, targets, ignore_index=ignore_value, reduction="sum")
         losses[name] = total / num_labelled * loss_weight
     return losses
@@ -141,11 +141,8 @@ def per_pixel_losses(
 def _enlarge(scores: Tensor, features: dict[str, Tensor], input_shape: dict[str, ShapeSpec]) -> Tensor:
     """Resize scores to the padded input, whose size follows from the backbone's finest map and its stride."""
     name, shape = min(input_shape.items(), key=lambda item: item[1].stride)
-    return _resize(scores, [side * shape.stride for side in features[name].shape[-2:]])
-
-
-def _resize(scores: Tensor, size: Any) -> Tensor:
-    return F.interpolate(scores, size=size, mode="bilinear", align_corners=False)
+    size = [side * shape.stride for side in features[name].shape[-2:]]
+    return F.interpolate(scores, size, mode="bilinear")
 
 
 class PerPixelModel(SemanticSegmentor, RuledModel):
