@@ -10,8 +10,8 @@ import torch
 from detectron2.config import CfgNode
 from torch import Tensor
 
+from mask_former.checkpoint.checkpointer import save_safetensors, save_torch
 from mask_former.checkpoint.fitting import HEAD, PIXEL_DECODER
-from mask_former.checkpoint.writing import save_safetensors, save_torch
 from mask_former.conversion.hugging_face_config import model_config, processor_config
 from mask_former.conversion.hugging_face_names import to_hugging_face
 from mask_former.conversion.renaming import State

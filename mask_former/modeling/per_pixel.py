@@ -13,7 +13,7 @@ from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
 from fvcore.nn.weight_init import c2_msra_fill
 from torch import Tensor, nn
 
-from mask_former.modeling.head import TwoDecoderHead, accept_old_names
+from mask_former.modeling.head import TwoDecoderHead, rename_old_entries
 from mask_former.modeling.pixel_decoder import build_pixel_decoder, decode_pixels
 
 ScoresAndLosses = tuple[Tensor | None, dict[str, Tensor]]
@@ -45,7 +45,7 @@ class PerPixelBaselineHead(nn.Module):
         self.ignore_value = ignore_value
         self.loss_weight = loss_weight
         self.num_classes = num_classes
-        accept_old_names(self)
+        self._register_load_state_dict_pre_hook(rename_old_entries)
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
