@@ -40,7 +40,7 @@ ALLOWED = {
     },
     "modeling.preparation": {"modeling"},
     # Weight files.
-    "checkpoint": {"checkpoint", "config", "formats"},
+    "checkpoint": {"checkpoint", "config", "formats", "modeling.head"},
     "conversion": {"conversion", "checkpoint", "formats"},
     "convert": {"conversion", "checkpoint", "config"},
     # Predictions for users.

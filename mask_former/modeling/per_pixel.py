@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from mask_former.inference.resizing import Sizes
 from mask_former.inference.ruled_model import Logits, PixelLogits, RuledModel
 from mask_former.inference.rules import ResultRules
-from mask_former.modeling.head import TwoDecoderHead, accept_old_names
+from mask_former.modeling.head import TwoDecoderHead, rename_old_entries
 from mask_former.modeling.pixel_decoder import build_pixel_decoder, decode_pixels
 
 ScoresAndLosses = tuple[Tensor | None, dict[str, Tensor]]
@@ -49,7 +49,7 @@ class PerPixelBaselineHead(nn.Module):
         self.ignore_value = ignore_value
         self.loss_weight = loss_weight
         self.num_classes = num_classes
-        accept_old_names(self)
+        self._register_load_state_dict_pre_hook(rename_old_entries)
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
