@@ -21,7 +21,6 @@ import torch
 import walkthrough
 from detectron2.data import MetadataCatalog
 from detectron2.modeling import build_model
-from picture_demo import build_predictor, needed_tasks, predict_pictures
 from PIL import Image
 from pycocotools.coco import COCO
 from small_predictors import picture as blobs
@@ -30,6 +29,7 @@ from video_demo import Pace, SteadyColors, instances_as_segments
 from video_files import VideoReader, VideoWriter
 
 import demo
+from demo import build_predictor, needed_tasks, predict_pictures
 from mask_former.checkpoint import Checkpointer, describe
 from mask_former.data.shapes.drawing import CLASSES, draw_scene
 from mask_former.engine import Trainer
@@ -632,11 +632,11 @@ def test_a_folder_that_may_not_be_read_is_named(tmp_path):
         folder.chmod(0o755)  # pytest's own folders are closed to others
     try:
         with nobody():
-            outcome = predict_pictures(build_predictor, [str(closed)], tmp_path / "out")
+            _, skipped = predict_pictures(build_predictor, [str(closed)], tmp_path / "out")
     finally:
         closed.chmod(0o700)
-    assert len(outcome.skipped) == 1
-    assert re.search(r"closed.*cannot be read \(Permission denied\)", outcome.skipped[0])
+    assert len(skipped) == 1
+    assert re.search(r"closed.*cannot be read \(Permission denied\)", skipped[0])
 
 
 def test_an_output_that_is_a_file_is_told_and_kept(run, made, tmp_path, capsys):
