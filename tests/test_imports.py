@@ -1,6 +1,7 @@
 """Who may import whom: the table of the house, read from the code by `ast`."""
 
 import ast
+import graphlib
 from pathlib import Path
 
 import pytest
@@ -59,7 +60,7 @@ ALLOWED = {
         *("modeling", "data", "evaluation", "formats", "solver", "engine.hooks"),
     },
 }
-BANNED = {"torchvision", "timm", "transformers"}
+BANNED = {"torchvision", "timm", "transformers", "onnx", "av"}
 
 
 def module_name(path: Path) -> str:
@@ -104,3 +105,14 @@ def test_imports_only_what_the_house_allows(path):
 @pytest.mark.parametrize("path", SOURCES, ids=module_name)
 def test_imports_no_banned_library(path):
     assert not {m.split(".")[0] for m in imported_modules(path)} & BANNED
+
+
+def test_no_imports_form_a_circle():
+    graph = {
+        module_name(path): {
+            name.removeprefix("mask_former.") for name in imported_modules(path) if is_module_of_ours(name)
+        }
+        for path in SOURCES
+        if path.name != "__init__.py"
+    }
+    graphlib.TopologicalSorter(graph).prepare()  # raises CycleError
