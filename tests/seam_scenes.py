@@ -13,7 +13,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from mask_former.config import load_config
-from mask_former.evaluation import EVALUATORS, id_to_rgb
+from mask_former.evaluation import EVALUATORS
+from mask_former.formats import id_to_rgb
 from mask_former.modeling.criterion import SetCriterion
 from mask_former.modeling.mask_former import MaskFormer, rules_of_config
 from mask_former.modeling.matcher import HungarianMatcher
