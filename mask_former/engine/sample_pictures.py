@@ -1,8 +1,7 @@
 """Images of a data set with ground truth and prediction side by side, drawn while a model trains."""
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -40,16 +39,14 @@ def draw_samples(model: nn.Module, cfg: CfgNode, dataset_name: str, count: int, 
     error is only logged as a warning, so that it does not end a training. The model is not changed.
     """
     model = unwrapped(model)
+    modes = [(module, module.training) for module in model.modules()]
     try:
-        with _evaluation_mode(model):
-            entries = list(islice(DatasetCatalog.get(dataset_name), count))
-            predictor = Predictor(model, cfg, classes_of_dataset(cfg, dataset_name))
-            results = predictor.stream(entry["file_name"] for entry in entries)
-            tasks = predictor.rules.tasks
-            rows = [
-                _row(entry, result, dataset_name, tasks)
-                for entry, result in zip(entries, results, strict=True)
-            ]
+        model.eval()
+        entries = list(islice(DatasetCatalog.get(dataset_name), count))
+        predictor = Predictor(model, cfg, classes_of_dataset(cfg, dataset_name))
+        results = predictor.stream(entry["file_name"] for entry in entries)
+        pairs = zip(entries, results, strict=True)
+        rows = [_row(entry, result, dataset_name, predictor.rules.tasks) for entry, result in pairs]
         if rows:
             Path(file).parent.mkdir(parents=True, exist_ok=True)
             save_image(_sheet(rows), Path(file))
@@ -57,15 +54,6 @@ def draw_samples(model: nn.Module, cfg: CfgNode, dataset_name: str, count: int, 
         logger.warning(
             "Sample images of %s were not drawn: %s: %s", dataset_name, type(error).__name__, error
         )
-
-
-@contextmanager
-def _evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Put the model into evaluation mode and each of its modules back into its own mode afterwards."""
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        model.eval()
-        yield
     finally:
         for module, training in modes:
             module.training = training

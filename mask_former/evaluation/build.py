@@ -37,12 +37,7 @@ EVALUATORS: dict[str, dict[str, Constructor]] = {
 
 
 def evaluators_of(cfg: CfgNode, dataset_name: str) -> Mapping[str, Constructor]:
-    """Return the evaluator of each result that `cfg` turns on, by the key that does so.
-
-    Raises:
-        KeyError: the data set has no evaluator type, or one that is not in `EVALUATORS`.
-        ValueError: no result that the type evaluates is turned on.
-    """
+    """Return the evaluator of each result that `cfg` turns on, by the key that does so."""
     metadata = MetadataCatalog.get(dataset_name)
     kind = metadata_value(metadata, "evaluator_type", f"one of {', '.join(EVALUATORS)}")
     if kind not in EVALUATORS:
@@ -110,19 +105,11 @@ def _flat(evaluators: Sequence[DatasetEvaluator]) -> list[DatasetEvaluator]:
 
 
 def check_ground_truth(cfg: CfgNode, dataset_names: Sequence[str], sample: int = 8) -> None:
-    """Raise at once what would stop an evaluation of these data sets later.
+    """Raise an error now for what would stop an evaluation of these data sets later.
 
-    Checks that needed packages are installed, that all files exist and JSON files load, and that the labels
-    of `sample` pictures, spread over each set, can be read and are classes of the data set.
-
-    Args:
-        cfg: configuration; MODEL.MASK_FORMER.TEST.{SEMANTIC,PANOPTIC,INSTANCE}_ON are read.
-        dataset_names: what will be evaluated, as in DATASETS.TEST.
-        sample: pictures to read of each set.
-
-    Raises:
-        ImportError, FileNotFoundError: a package or a file is missing.
-        ValueError, KeyError: labels, classes or annotations are not as they must be.
+    ImportError or FileNotFoundError for a missing package or file; ValueError or KeyError for JSON files
+    that do not load, and for labels of `sample` pictures, spread over each set, that cannot be read or are
+    no classes of the data set.
     """
     for dataset_name in dataset_names:
         evaluators = _construct(cfg, dataset_name, None)

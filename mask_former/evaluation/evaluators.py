@@ -202,23 +202,20 @@ class SemanticEvaluator(CountingEvaluator):
 
     def _predicted_classes(self, sem_seg: Tensor, source: str) -> NDArray[np.int64]:
         """Return (H, W) in 0..K; `NO_CLASS` and the ignore label become K."""
-        num_classes = self._num_classes
-        if sem_seg.dim() == 2 and not sem_seg.dtype.is_floating_point:
-            labels = sem_seg.cpu().numpy()
-            classes = np.full(labels.shape, num_classes, np.int64)
-            has_class = labels != NO_CLASS
-            classes[has_class] = quality.to_classes(
-                labels[has_class], num_classes, self._classes.ignore_label, f"{source}: prediction"
-            )
-            return classes
-        if sem_seg.dim() != 3 or sem_seg.shape[0] != num_classes:
+        is_label_map = sem_seg.dim() == 2 and not sem_seg.dtype.is_floating_point
+        if not is_label_map and (sem_seg.dim() != 3 or sem_seg.shape[0] != self._num_classes):
             raise ValueError(
-                f"{source}: expected 'sem_seg' to be scores ({num_classes}, H, W) or an integer label map "
-                f"(H, W), found {tuple(sem_seg.shape)} of {sem_seg.dtype}; the data set has {num_classes} "
-                "classes, which MODEL.SEM_SEG_HEAD.NUM_CLASSES must be."
+                f"{source}: expected 'sem_seg' to be scores ({self._num_classes}, H, W) or an integer label "
+                f"map (H, W), found {tuple(sem_seg.shape)} of {sem_seg.dtype}; the data set has "
+                f"{self._num_classes} classes, which MODEL.SEM_SEG_HEAD.NUM_CLASSES must be."
             )
-        labels = labels_of_scores(sem_seg).cpu().numpy()
-        return np.where(labels == NO_CLASS, num_classes, labels)
+        labels = (sem_seg if is_label_map else labels_of_scores(sem_seg)).cpu().numpy()
+        known = labels != NO_CLASS
+        classes = np.full(labels.shape, self._num_classes, np.int64)
+        classes[known] = quality.to_classes(
+            labels[known], self._num_classes, self._classes.ignore_label, f"{source}: prediction"
+        )
+        return classes
 
     def _scores(self, counts: Sequence[quality.SemanticCounts]) -> dict[str, float]:
         merged = counts[0].merge(counts[1:])

@@ -214,13 +214,7 @@ def to_classes(
 
 
 class SemanticCounts:
-    """Pixels and class segments counted over pictures.
-
-    confusion: (K+1, K+1) int64, pixels of true class (row) and predicted class (column). The last row is
-        void in the ground truth, the last column pixels that were given no class.
-    segments: for panoptic quality, with each class of a picture as one segment.
-    pictures: how many were counted.
-    """
+    """Counts over pictures: a confusion matrix (see `semantic_quality`), and each class as one segment."""
 
     def __init__(self, num_classes: int) -> None:
         self.num_classes = num_classes
@@ -240,8 +234,7 @@ class SemanticCounts:
 
     def merge(self, others: Sequence["SemanticCounts"]) -> "SemanticCounts":
         """Return the sum of these counts and others."""
-        merged = SemanticCounts(self.num_classes)
-        parts = [self, *others]
+        merged, parts = SemanticCounts(self.num_classes), [self, *others]
         merged.confusion = np.sum([part.confusion for part in parts], axis=0)
         merged.segments = sum_counts(part.segments for part in parts)
         merged.pictures = sum(part.pictures for part in parts)
@@ -274,7 +267,8 @@ def semantic_quality(
     if every class occurs in the ground truth, as in the published validation sets.
 
     Args:
-        confusion: (K+1, K+1) pixels of true class (row) and predicted class (column); K is void or none.
+        confusion: (K+1, K+1) int64, pixels of true class (row) and predicted class (column). Row K is void
+            in the ground truth, column K pixels that were given no class.
         names: of the K classes.
         void_is_background: count a class predicted on void pixels as false, instead of leaving them out.
             With a single class, holes would otherwise be the only possible error.

@@ -177,46 +177,41 @@ def score_instances(predictions: Path, truth: Path) -> Scores:
         truth: COCO instance annotations.
 
     Returns:
-        "bbox" and "segm", as far as predicted: AP, AP50, AP75, APs, APm, APl and `AP-<class name>`; NaN if
-        the ground truth has nothing of that size or class.
+        "bbox" and "segm", as far as predicted: `COCO_METRICS` and `AP-<class name>`; NaN if the ground
+        truth has nothing of that size or class.
     """
     results = formats.read_json(predictions)
     content = formats.read_json(truth, keys=("images", "annotations", "categories"))
     _check_results(results, content, predictions, truth)
-    categories = sorted(content["categories"], key=lambda category: category["id"])
-    names = [str(category["name"]) for category in categories]
-    keys = {"bbox": "bbox", "segm": "segmentation"}
-    tasks = [task for task, key in keys.items() if results and all(key in result for result in results)]
+    by_id = {category["id"]: str(category["name"]) for category in content["categories"]}
+    names = [by_id[index] for index in sorted(by_id)]
     if not results:
         return {"segm": dict.fromkeys((*COCO_METRICS, *(f"AP-{name}" for name in names)), 0.0)}
-    dataset_name = str(truth)
-    MetadataCatalog.pop(dataset_name, None)
-    MetadataCatalog.get(dataset_name).set(json_file=dataset_name, thing_classes=names)
+    keys = {"bbox": "bbox", "segm": "segmentation"}
+    tasks = [task for task, key in keys.items() if all(key in result for result in results)]
+    MetadataCatalog.pop(str(truth), None)
+    MetadataCatalog.get(str(truth)).set(json_file=str(truth), thing_classes=names)
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints
-        evaluator = COCOEvaluator(dataset_name, tasks, distributed=False, use_fast_impl=False)
+        evaluator = COCOEvaluator(str(truth), tasks or ["segm"], distributed=False, use_fast_impl=False)
         evaluator._predictions = [{"instances": results}]
         scores = evaluator.evaluate()
-    # With a single class Detectron2 gives no scores by class.
-    return {
-        task: scores[task] | {f"AP-{name}": scores[task]["AP"] for name in names[: len(names) == 1]}
-        for task in tasks
-    }
+    if len(names) == 1:  # Detectron2 gives no scores by class then
+        scores = {task: values | {f"AP-{names[0]}": values["AP"]} for task, values in scores.items()}
+    return dict(scores)
 
 
 def _check_results(results: Any, truth: dict[str, Any], predictions: Path, truth_path: Path) -> None:
     """Raise ValueError if results cannot be of these annotations."""
-    if not isinstance(results, list) or not all(isinstance(result, dict) for result in results):
-        raise ValueError(f"{predictions}: expected a list of COCO results, found {type(results).__name__}.")
     image_ids = {image["id"] for image in truth["images"]}
+    category_ids = {category["id"] for category in truth["categories"]}
     if len(image_ids) < len(truth["images"]):
         raise ValueError(f"{truth_path}: {len(truth['images']) - len(image_ids)} image ids are there twice.")
-    category_ids = {category["id"] for category in truth["categories"]}
-    for result in results:
-        missing = {"image_id", "category_id", "score"} - result.keys()
-        if missing or not {"bbox", "segmentation"} & result.keys():
+    for result in results if isinstance(results, list) else [results]:
+        keys = set(result) if isinstance(result, dict) else set()
+        if not {"image_id", "category_id", "score"} <= keys or not {"bbox", "segmentation"} & keys:
             raise ValueError(
-                f"{predictions}: a result needs 'image_id', 'category_id', 'score' and 'bbox' or "
-                f"'segmentation'; found {sorted(result)}."
+                f"{predictions}: expected a list of objects with 'image_id', 'category_id', 'score' and "
+                f"'bbox' or 'segmentation'; found {type(result).__name__} with {sorted(keys)}."
             )
         if result["image_id"] not in image_ids or result["category_id"] not in category_ids:
             raise ValueError(
