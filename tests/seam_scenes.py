@@ -26,7 +26,7 @@ HEIGHT, WIDTH = 48, 64
 COLORS = [[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 0], [255, 0, 255], [0, 255, 255]]
 CLASSES = {1: [0, 0, None, None, None, None], 2: [0, 0, 1, 1, 1, 1], 300: [0, 17, 99, 150, 255, 299]}
 THINGS = {1: {0}, 2: {0}, 300: {0, 99, 299}}
-IGNORE = {1: 255, 2: 65535, 300: 65535}
+IGNORE = {1: 65535, 2: 255, 300: 65535}
 SWITCH_OF_TASK = {"semantic": "SEMANTIC_ON", "panoptic": "PANOPTIC_ON", "instance": "INSTANCE_ON"}
 
 

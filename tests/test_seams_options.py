@@ -1,5 +1,6 @@
 """Each option of a predictor, crossed with a number of its results that is computed another way."""
 
+import csv
 import logging
 from dataclasses import replace
 
@@ -9,9 +10,10 @@ import torch
 from PIL import Image
 from published_order import published_mask_logits, published_scores
 from seam_scenes import CLASSES, HEIGHT, WIDTH, color_model, register_scene, seam_config, write_scene
-from small_predictors import decided_model, picture, small_config
+from small_predictors import decided_model, picture, small_config, write_checkpoint
 from torch.nn import functional as F
 
+import demo
 from mask_former.engine.sample_pictures import draw_samples
 from mask_former.inference import ResultRules, form_results, semantic_labels, semantic_scores
 from mask_former.inference.resizing import Sizes
@@ -215,10 +217,10 @@ def test_test_time_augmentation_reads_16_bit_grey_images(tmp_path):
 
 def test_16_bit_labels_are_drawn(tmp_path, caplog):
     """Their ignore label, 65535, is that of the data set, not of the classes."""
-    entries = write_scene(tmp_path / "scene", 2)
-    name = register_scene(tmp_path / "scene", entries, "sem_seg", 2)
-    cfg = seam_config(name, "sem_seg", 2, tmp_path / "output")
-    model = color_model(cfg, CLASSES[2])
+    entries = write_scene(tmp_path / "scene", 1)
+    name = register_scene(tmp_path / "scene", entries, "sem_seg", 1)
+    cfg = seam_config(name, "sem_seg", 1, tmp_path / "output")
+    model = color_model(cfg, CLASSES[1])
     model.train()
     model.backbone.eval()
     modes = [module.training for module in model.modules()]
@@ -279,3 +281,44 @@ def test_one_class_is_where_its_score_is_at_least_one_half(resize_logits):
     clear = (expected - 0.5).abs() > 1e-5
     assert torch.equal(labels[clear], torch.where(expected >= 0.5, 0, -1)[clear])
     assert {0, -1} == set(labels.unique().tolist())
+
+
+# The program ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("checkpoint")
+    Image.fromarray(IMAGE).save(folder / "image.png")
+    Image.fromarray(picture(80, 64, seed=3)).save(folder / "other.png")
+    return write_checkpoint(folder)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "call"),
+    [
+        (["--confidence-threshold", "0.5"], {"score_threshold": 0.5}, {}),
+        (["--classes", "car, sky,3"], {"classes": ["car", "sky", 3]}, {}),
+        (["--batch", "2"], {}, {"batch_size": 2}),
+        (["--workers", "2"], {}, {}),
+        (["--opts", "INPUT.MIN_SIZE_TEST", "96"], {"opts": ["INPUT.MIN_SIZE_TEST", 96]}, {}),
+    ],
+)
+def test_the_programs_table_holds_the_numbers_of_a_predictor(checkpoint, tmp_path, arguments, options, call):
+    """Scores and areas of segments.csv, for each option that can change them."""
+    images = sorted(checkpoint.parent.glob("*.png"))
+    command = ["--weights", checkpoint, "--input", *images, "--output", tmp_path, "--save", "csv", *arguments]
+    assert demo.main([str(word) for word in command]) == 0
+    with (tmp_path / "segments.csv").open() as file:
+        rows = [
+            (row["image"], row["name"], float(row["score"]), int(row["area"])) for row in csv.DictReader(file)
+        ]
+    results = Predictor.from_checkpoint(checkpoint, device="cpu", **options)([str(i) for i in images], **call)
+    expected = [(r.image_name, s.name, s.score, s.area) for r in results for s in r.segments]
+    assert len(rows) == len(expected) > 0
+    for row, (*names, score, area) in zip(sorted(rows), sorted(expected), strict=True):
+        assert list(row[:2]) == names
+        assert row[2:] == (pytest.approx(score, abs=1e-5), area)
+    for result in results:
+        ids, areas = np.unique(result.panoptic[result.panoptic > 0], return_counts=True)
+        assert dict(zip(ids.tolist(), areas.tolist(), strict=True)) == {s.id: s.area for s in result.segments}

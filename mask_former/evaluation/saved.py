@@ -139,10 +139,13 @@ def by_stem(entries: Mapping[str, Entry]) -> dict[str, Entry]:
 
 
 def _label_predictions(folder: Path, classes: Classes) -> dict[str, ReadClasses]:
-    return {
-        stem: partial(semantic_target, entry, len(classes.names), classes.ignore_label)
-        for stem, entry in label_files(folder).items()
-    }
+    def read(path: str) -> NDArray[np.int64]:
+        labels, ignore_label = formats.read_label_map(path), classes.ignore_label
+        if labels.dtype == np.uint8 and ignore_label is not None and ignore_label > 255:
+            ignore_label = 255  # where a file of 8 bits cannot hold it, see `ClassTable.void_label`
+        return quality.to_classes(labels, len(classes.names), ignore_label, path)
+
+    return {stem: partial(read, entry["sem_seg_file_name"]) for stem, entry in label_files(folder).items()}
 
 
 def _run_length_predictions(path: Path, classes: Classes) -> dict[str, ReadClasses]:

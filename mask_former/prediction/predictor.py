@@ -25,7 +25,7 @@ from mask_former.checkpoint import described_config, read_checkpoint, resolve
 from mask_former.checkpoint.fitting import load_weights
 from mask_former.config import load_config, merge_opts
 from mask_former.inference import TASKS, ResultRules
-from mask_former.inference.logits import QueryLogits
+from mask_former.inference.ruled_model import QueryLogits
 from mask_former.modeling.build import as_ruled, build_model
 from mask_former.modeling.preparation import prepare_for_inference
 from mask_former.prediction.classes import ClassTable, classes_of_dataset, described_classes
