@@ -34,12 +34,8 @@ def stream_in_processes(
 ) -> Iterator[Result]:
     """Yield the result of each file, in the order of the files.
 
-    Args:
-        build_predictor: called with a device or None in each process; must be picklable.
-        files: paths of pictures.
-        workers: number of processes. Those beyond the number of GPUs share them.
-        batch_size: files that a process predicts on at a time.
-        on_error: called for each picture that cannot be read.
+    `build_predictor` must be picklable; it is called in each process, with a GPU if there is one. `on_error`
+    is called for each picture that cannot be read.
     """
     context = multiprocessing.get_context("spawn")  # a process that has used CUDA cannot be forked
     numbers = context.Queue()

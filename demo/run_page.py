@@ -77,10 +77,7 @@ CHART_STYLE: Any = {
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
-    """Return the records of a metrics.json by iteration; later values replace earlier ones of an iteration.
-
-    Lines that are not records, such as the last one of an interrupted run, are skipped with a warning.
-    """
+    """Return the records of a metrics.json by iteration; a broken last line is skipped with a warning."""
     records: dict[int, dict[str, float]] = {}
     for line in path.read_text().splitlines() if path.is_file() else []:
         try:
@@ -106,14 +103,6 @@ def write_page(folder: str | Path) -> Path:
     folder = Path(folder).expanduser()
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is no folder, expected the OUTPUT_DIR of a run.")
-    content = _page(folder)
-    page = folder / PAGE
-    with replacing(page) as partial:
-        partial.write_text(content, encoding="utf-8")
-    return page
-
-
-def _page(folder: Path) -> str:
     records = read_metrics(folder / "metrics.json")
     scores = latest_scores(records)
     sections = {
@@ -131,7 +120,11 @@ def _page(folder: Path) -> str:
         )
     template = string.Template(TEMPLATE.read_text())
     title = escape(f"{folder.resolve().name}: MaskFormer")
-    return template.substitute(title=title, summary=_summary(folder / "config.yaml", records), body=body)
+    page = folder / PAGE
+    with replacing(page) as partial:
+        summary = _summary(folder / "config.yaml", records)
+        partial.write_text(template.substitute(title=title, summary=summary, body=body), encoding="utf-8")
+    return page
 
 
 def _summary(config_file: Path, records: Sequence[Mapping[str, float]]) -> str:
@@ -179,9 +172,8 @@ def _class_table(scores: Mapping[str, float]) -> str:
     heads = "".join(f"<th>{head}</th>" for head in ("class", *(CLASS_COLUMNS[key] for key in columns)))
     body = "".join(f"<tr>{row}</tr>" for row in rows)
     table = f"<table><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table>"
-    if len(rows) <= MOST_ROWS:
-        return table
-    return f"<details><summary>{len(rows)} classes</summary>{table}</details>"
+    is_long = len(rows) > MOST_ROWS
+    return f"<details><summary>{len(rows)} classes</summary>{table}</details>" if is_long else table
 
 
 def curve_figure(metrics: Mapping[str, str], records: Sequence[Mapping[str, float]]) -> Figure | None:
@@ -202,10 +194,9 @@ def curve_figure(metrics: Mapping[str, str], records: Sequence[Mapping[str, floa
 
 
 def _chart(title: str, metrics: Mapping[str, str], records: Sequence[Mapping[str, float]]) -> str:
-    figure = curve_figure(metrics, records)
+    figure, buffer = curve_figure(metrics, records), io.BytesIO()
     if figure is None:
         return ""
-    buffer = io.BytesIO()
     with rc_context(CHART_STYLE):
         figure.savefig(buffer, format="svg", transparent=True)
     return _figure(buffer.getvalue(), "svg+xml", title)

@@ -2,22 +2,25 @@
 
 import dataclasses
 import logging
+import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from display import Window
 from numpy.typing import NDArray
-from picture_demo import Outcome, PredictorBuilder, Window, make_folder, progress_bar
 from scipy.optimize import linear_sum_assignment
+from tqdm import tqdm
 from video_files import VIDEO_SUFFIXES, VideoReader, VideoWriter
 
 from mask_former.prediction.classes import Color
 from mask_former.prediction.drawing import segment_colors, shade
 from mask_former.prediction.inputs import InputImage
+from mask_former.prediction.predictor import Predictor
 from mask_former.prediction.results import Result
 from mask_former.prediction.values import segments_of_map
 from mask_former.prediction.writing import ResultWriter
@@ -31,29 +34,29 @@ TRACKING_GRID = 240
 
 
 def predict_video(
-    build_predictor: PredictorBuilder,
+    build: Callable[[], Predictor],
     source: str | int,
     output: Path | None,
     kinds: tuple[str, ...] = ("overlay",),
     batch_size: int = 1,
     **drawing: Any,
-) -> Outcome:
+) -> tuple[int, list[str]]:
     """Predict on every frame of a file or camera, and write a video of the same size and rate, or show it.
 
     An error or KeyboardInterrupt leaves a video that plays, of the frames until then.
 
     Args:
-        build_predictor: see `picture_demo.build_predictor`.
         source: a file, or the index of a camera.
-        output: a video file that does not exist yet, or a folder for one with the source's name; None: a
-            window.
-        kinds: kinds other than "overlay" add files for each frame, in the folder of the video, or in one
-            with its name if `output` is a file.
-        batch_size: frames per batch; always one for cameras.
+        output: a video file that does not exist yet, or a folder for one; None: a window.
+        kinds: those other than "overlay" add files for each frame, beside the video or in a folder with its
+            name.
         drawing: see `drawing.draw_result`.
+
+    Returns:
+        How many frames are done, and a line if the file states more.
     """
     with VideoReader(source) as reader, ExitStack() as stack:
-        outcome, colors, pace = Outcome(), SteadyColors(), Pace(reader)
+        colors, pace, done = SteadyColors(), Pace(reader), 0
         batch_size = 1 if output is None or isinstance(source, int) else batch_size
         window = video = files = None
         if output is None:
@@ -61,13 +64,18 @@ def predict_video(
         else:
             path = _video_file(output, source)
             folder = path.parent if path != output else path.with_suffix("")
-            make_folder(path.parent)
             video = stack.enter_context(VideoWriter(path, reader.width, reader.height, reader.rate))
             stack.callback(_log_frames, video)
-        for result in _results(build_predictor, reader, batch_size, outcome):
+        options: Any = {"file": sys.stderr, "dynamic_ncols": True, "delay": 0.1}
+        bar = stack.enter_context(tqdm(total=reader.frames or None, unit="frame", **options))
+        name = f"camera{source}" if isinstance(source, int) else Path(source).stem
+        frames = (InputImage(f"{name}_{number:06d}", frame) for number, frame in enumerate(reader, start=1))
+        for result in build().stream(frames, batch_size):
             drawn = colors.draw(result, **drawing)
             if window is not None and not window.show(drawn):
-                return outcome
+                return done, []
+            done += 1
+            bar.update()
             if video is None:
                 continue
             for _ in range(pace.copies(video.frames)):
@@ -76,13 +84,11 @@ def predict_video(
             if file_kinds:
                 files = files or stack.enter_context(ResultWriter(folder, file_kinds, result.classes))
                 files.write(result)
-    if outcome.done < reader.frames:
-        outcome.skipped.append(f"{source}: {outcome.done} of the {reader.frames} frames it states")
-        logger.warning(
-            "%s states %d frames, but only %d can be read: is it cut off? The video has those.",
-            *(source, reader.frames, outcome.done),
-        )
-    return outcome
+    if done >= reader.frames:
+        return done, []
+    message = "%s states %d frames, but only %d can be read: is it cut off? The video has those."
+    logger.warning(message, source, reader.frames, done)
+    return done, [f"{source}: {done} of the {reader.frames} frames it states"]
 
 
 def _video_file(output: Path, source: str | int) -> Path:
@@ -98,19 +104,6 @@ def _video_file(output: Path, source: str | int) -> Path:
 def _log_frames(video: VideoWriter) -> None:
     if video.frames:
         logger.info("%d frames in %s", video.frames, video.path)
-
-
-def _results(
-    build_predictor: PredictorBuilder, reader: VideoReader, batch_size: int, outcome: Outcome
-) -> Iterator[Result]:
-    """Yield the results of all frames, counted in `outcome` and on a progress bar."""
-    name = f"camera{reader.source}" if isinstance(reader.source, int) else Path(reader.source).stem
-    pictures = (InputImage(f"{name}_{number:06d}", frame) for number, frame in enumerate(reader, start=1))
-    with progress_bar(reader.frames or None, "frame") as bar:
-        for result in build_predictor().stream(pictures, batch_size):
-            yield result
-            outcome.done += 1
-            bar.update()
 
 
 class Pace:

@@ -115,51 +115,37 @@ def _open_with_opencv(source: str | Path | int) -> tuple[float, int, Any]:
 
 
 def _why_unreadable(source: str | Path | int) -> str:
-    if isinstance(source, int):
-        cameras = ", ".join(sorted(str(device) for device in Path("/dev").glob("video*"))) or "none"
-        return f"Camera {source} gives no picture. Cameras found: {cameras}. Is another program using it?"
-    return f"{source} cannot be read as a video: no frame of it can be decoded."
+    if not isinstance(source, int):
+        return f"{source} cannot be read as a video: no frame of it can be decoded."
+    cameras = ", ".join(sorted(map(str, Path("/dev").glob("video*")))) or "none"
+    return f"Camera {source} gives no picture. Cameras found: {cameras}. Is another program using it?"
 
 
 class VideoWriter:
-    """Writes a video file of given frame size and rate.
-
-    `close`, which a `with` block calls even after an error, leaves a file that plays, and checks it.
+    """Writes a video file; a `with` block leaves one that plays, even after an error, and checks it.
 
     Attributes:
-        path: the file.
+        path: of `VIDEO_SUFFIXES`; must not exist yet.
         frames: how many are written.
     """
 
     def __init__(self, path: str | Path, width: int, height: int, rate: float) -> None:
-        """Open a file that does not exist yet.
-
-        Args:
-            path: of `VIDEO_SUFFIXES`.
-            width: of the frames, in pixels.
-            height: of the frames, in pixels.
-            rate: frames per second.
-        """
-        self.path = Path(path)
-        self.width, self.height, self.rate, self.frames = width, height, rate, 0
+        """Create the file, for frames of this size, and this many per second."""
+        self.path, self.frames = Path(path), 0
+        self.width, self.height, self.rate = width, height, rate
         self.path.parent.mkdir(parents=True, exist_ok=True)
         if self.path.exists():
             raise FileExistsError(f"{self.path} is there already and is not replaced: name another.")
         encoder = _Mpeg4Encoder if av is None else _H264Encoder
-        self._encoder: _Mpeg4Encoder | _H264Encoder | None = encoder(self.path, width, height, rate)
+        self._encoder: _Mpeg4Encoder | _H264Encoder = encoder(self.path, width, height, rate)
 
     def write(self, frame: Frame) -> None:
-        """Append a frame (height, width, 3) uint8 RGB.
-
-        Raises:
-            OSError: there is only enough disk space left to finish the file.
-        """
+        """Append a frame (height, width, 3) uint8 RGB; OSError once disk space only suffices to finish."""
         if frame.shape != (self.height, self.width, 3):
             raise ValueError(
                 f"Frame {self.frames + 1} for {self.path} is {frame.shape}, expected "
                 f"{(self.height, self.width, 3)} as the video was opened."
             )
-        assert self._encoder is not None, "the video is closed"
         space = _disk_space(self.path)
         if space < RESERVE_BYTES + 2 * frame.size + 64 * self.frames:
             raise OSError(
@@ -170,14 +156,10 @@ class VideoWriter:
 
     def close(self) -> None:
         """Finish the file, and check that size, rate and number of frames can be read back."""
-        if self._encoder is None:
+        self._encoder.close()
+        if self.frames == 0:
+            self.path.unlink(missing_ok=True)  # no player opens an empty video
             return
-        encoder, self._encoder = self._encoder, None
-        if self.frames == 0:  # no player opens an empty video
-            encoder.close()
-            self.path.unlink(missing_ok=True)
-            return
-        encoder.close()
         problem = find_problem(self.path, self.width, self.height, self.rate, self.frames)
         if problem is not None:
             raise OSError(f"{self.path} was written, but {problem}.")
@@ -244,15 +226,7 @@ class _Mpeg4Encoder:
 
 
 def find_problem(path: Path, width: int, height: int, rate: float, frames: int) -> str | None:
-    """Return what is wrong with a video file as part of a sentence, or None; the whole file is decoded.
-
-    Args:
-        path: the file.
-        width: expected of every frame.
-        height: expected of every frame.
-        rate: expected frames per second, to a thousandth.
-        frames: expected number.
-    """
+    """Decode a whole video file, and return what differs from this as part of a sentence, or None."""
     try:
         with VideoReader(path) as video:
             size, count = (video.width, video.height), sum(1 for _ in video)
@@ -271,10 +245,7 @@ def _disk_space(path: Path) -> int:
     """Return how many bytes the disk and the limit of the process allow to add to a file."""
     free = shutil.disk_usage(path.parent).free
     limit, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
-    if limit == resource.RLIM_INFINITY:
-        return free
-    size = path.stat().st_size if path.is_file() else 0
-    return min(free, limit - size)
+    return free if limit == resource.RLIM_INFINITY else min(free, limit - path.stat().st_size)
 
 
 @contextmanager

@@ -25,15 +25,15 @@ from pathlib import Path
 import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
-from picture_demo import build_predictor
 from PIL import Image
 from run_page import latest_scores, read_metrics, write_page
 from tabulate import tabulate
 from video_demo import predict_video
 
+from demo import build_predictor
 from mask_former.checkpoint import flat_metrics
 from mask_former.config import load_config
-from mask_former.data.registration import datasets_root
+from mask_former.data.datasets import datasets_root
 from mask_former.engine import argument_parser as train_arguments
 from mask_former.engine import main as train_or_evaluate
 from mask_former.engine.sample_pictures import truth_of
@@ -52,14 +52,7 @@ CHECKPOINT_PERIOD = 250
 
 
 def walk(config_file: str, output: Path, pictures: int = 12, opts: Sequence[str] = ()) -> Path:
-    """Do every step that is not done yet, and return the page.
-
-    Args:
-        config_file: a configuration for panoptic results.
-        output: folder of everything that is written.
-        pictures: number of validation pictures to predict on and show.
-        opts: `[key, value, ...]` for the configuration.
-    """
+    """Do every step that is not done yet, for so many validation pictures, and return the page."""
     opts = ["SOLVER.CHECKPOINT_PERIOD", str(CHECKPOINT_PERIOD), *opts, "OUTPUT_DIR", str(output)]
     cfg = load_config(config_file, opts)
     output.mkdir(parents=True, exist_ok=True)

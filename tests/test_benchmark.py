@@ -13,9 +13,8 @@ from published_order import published_scores
 from tiny_models import NUM_CLASSES, TINY, tiny_config, training_picture
 
 from mask_former.benchmark import __main__ as program
-from mask_former.benchmark import inference_speed, plain, training_speed
+from mask_former.benchmark import plain, speed
 from mask_former.benchmark.__main__ import main
-from mask_former.benchmark.inference_speed import register_pictures
 from mask_former.benchmark.measuring import (
     Stopwatch,
     interleaved,
@@ -28,7 +27,7 @@ from mask_former.benchmark.measuring import (
     synthetic_picture,
     write_labelled_picture,
 )
-from mask_former.benchmark.training_speed import backpropagated_loss
+from mask_former.benchmark.speed import backpropagated_loss, register_pictures
 from mask_former.data.mapper import build_train_mapper
 from mask_former.inference import semantic_labels
 from mask_former.inference.resizing import Sizes
@@ -174,9 +173,7 @@ def test_inference_is_measured_by_stage_and_compared(config_file, tmp_path, caps
 
 
 def test_labels_beyond_a_byte_are_saved(config_file, monkeypatch):
-    monkeypatch.setattr(
-        inference_speed, "form_results", lambda *_, **__: {"sem_seg": torch.full((64, 70), 300)}
-    )
+    monkeypatch.setattr(speed, "form_results", lambda *_, **__: {"sem_seg": torch.full((64, 70), 300)})
     assert main(["--config-file", config_file, "--size", "64", "70", "--rounds", "1"]) == 0
 
 
@@ -256,7 +253,7 @@ def test_both_ways_to_a_training_sample_give_the_same_segments(mapper, tmp_path)
     words = ["INPUT.DATASET_MAPPER_NAME", mapper, "INPUT.CROP.ENABLED", True, "INPUT.CROP.TYPE", "absolute"]
     words += ["INPUT.CROP.SIZE", [48, 64], "INPUT.MIN_SIZE_TRAIN", [60], "INPUT.SIZE_DIVISIBILITY", 64]
     cfg.merge_from_list(words)
-    entry = write_labelled_picture(tmp_path, (60, 80), 4, cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES, panoptic=True)
+    entry = write_labelled_picture(tmp_path, (60, 80), 4, cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES)
     random.seed(1)
     np.random.seed(1)
     ours = build_train_mapper(cfg)(entry)
@@ -271,7 +268,7 @@ def test_both_ways_to_a_training_sample_give_the_same_segments(mapper, tmp_path)
 
 
 def test_training_samples_are_counted(config_file, tmp_path, monkeypatch):
-    monkeypatch.setattr(training_speed, "SAMPLES", 2)
+    monkeypatch.setattr(speed, "SAMPLES", 2)
     words = ["data", "--config-file", config_file, "--size", "64", "96", "--segments", "4", "--rounds", "1"]
     assert main([*words, "--json", str(tmp_path / "out.json")]) == 0
     found = json.loads((tmp_path / "out.json").read_text())["data"]

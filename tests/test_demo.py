@@ -21,7 +21,6 @@ import torch
 import walkthrough
 from detectron2.data import MetadataCatalog
 from detectron2.modeling import build_model
-from picture_demo import build_predictor, needed_tasks, predict_pictures
 from PIL import Image
 from pycocotools.coco import COCO
 from small_predictors import picture as blobs
@@ -30,8 +29,9 @@ from video_demo import Pace, SteadyColors, instances_as_segments
 from video_files import VideoReader, VideoWriter
 
 import demo
+from demo import build_predictor, needed_tasks, predict_pictures
 from mask_former.checkpoint import Checkpointer, describe
-from mask_former.data.shapes.drawing import draw_scene, shape_classes
+from mask_former.data.shapes.drawing import CLASSES, draw_scene
 from mask_former.engine import Trainer
 from mask_former.evaluation.__main__ import main as evaluate
 from mask_former.prediction.predictor import Predictor
@@ -327,7 +327,7 @@ def test_panoptic_files_are_what_the_model_says(made, run, tmp_path):
             np.asarray(Image.open(tmp_path / "out/panoptic" / found["file_name"]), int), -1, 0
         )
         np.testing.assert_array_equal(red + 256 * green + 65536 * blue, expected.numpy())
-        ids = [category["id"] for category in shape_classes()]
+        ids = [category["id"] for category in CLASSES]
         classes = {info["id"]: ids[info["category_id"]] for info in infos}
         assert {info["id"]: info["category_id"] for info in found["segments_info"]} == classes
 
@@ -632,11 +632,11 @@ def test_a_folder_that_may_not_be_read_is_named(tmp_path):
         folder.chmod(0o755)  # pytest's own folders are closed to others
     try:
         with nobody():
-            outcome = predict_pictures(build_predictor, [str(closed)], tmp_path / "out")
+            _, skipped = predict_pictures(build_predictor, [str(closed)], tmp_path / "out")
     finally:
         closed.chmod(0o700)
-    assert len(outcome.skipped) == 1
-    assert re.search(r"closed.*cannot be read \(Permission denied\)", outcome.skipped[0])
+    assert len(skipped) == 1
+    assert re.search(r"closed.*cannot be read \(Permission denied\)", skipped[0])
 
 
 def test_an_output_that_is_a_file_is_told_and_kept(run, made, tmp_path, capsys):

@@ -27,7 +27,7 @@ semantic_labels(class_logits, masks, Sizes((480, 720), (480, 700), (480, 700)))
 
 TRAINING_STEP = """
 from mask_former.benchmark.measuring import Stopwatch
-from mask_former.benchmark.training_speed import backpropagated_loss
+from mask_former.benchmark.speed import backpropagated_loss
 from mask_former.modeling.criterion import SetCriterion
 from mask_former.modeling.matcher import HungarianMatcher
 from mask_former.modeling.structures import Prediction, Target

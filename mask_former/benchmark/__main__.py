@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from tabulate import tabulate
 
-from mask_former.benchmark import inference_speed, training_speed
+from mask_former.benchmark import speed
 from mask_former.benchmark.measuring import (
     DEFAULT_CONFIG,
+    Run,
     benchmark_config,
     interleaved,
     machine,
@@ -48,11 +49,7 @@ HEADERS = {
     "models": ["model"],
 }
 EXAMPLES = """examples:
-  python -m mask_former.benchmark --config-file configs/ade20k-150/maskformer_R50_bs16_160k.yaml \\
-      --size 512 683 --compare naive transformers --predictions settled
-  python -m mask_former.benchmark training --size 512 512 --batch 2 --segments 20 --compare plain --memory
-  python -m mask_former.benchmark evaluation --size 640 1280 --pictures 50
-  python -m mask_former.benchmark data --size 512 683 --segments 40
+  python -m mask_former.benchmark --size 512 683 --compare naive transformers --memory
   python -m mask_former.benchmark models --config-file configs/ade20k-150/*.yaml --markdown models.md
 
 Weights are random: times do not depend on them, apart from --predictions. Each comparison is the median of
@@ -80,10 +77,10 @@ def argument_parser() -> argparse.ArgumentParser:
     add("--markdown", type=Path, metavar="OUT", help="write the tables to this file")
     add = parser.add_argument_group("inference and evaluation").add_argument
     precision_help = "of the network; 'plain network' is the model as it is trained (default: float32)"
-    add("--precision", nargs="+", choices=inference_speed.OURS, default=["float32"], help=precision_help)
+    add("--precision", nargs="+", choices=speed.PRECISIONS, default=["float32"], help=precision_help)
     predictions_help = "class predictions: the random network's, or like a trained model's (default: settled)"
     add("--predictions", choices=("random", "settled"), default="settled", help=predictions_help)
-    add("--task", choices=inference_speed.TASKS, default="semantic")
+    add("--task", choices=speed.TASKS, default="semantic")
     add("--pictures", type=int, default=50, help="evaluation: how many (default: 50)")
     add("--dataset", help="evaluation: a registered data set instead of synthetic pictures")
     add = parser.add_argument_group("training and data").add_argument
@@ -109,12 +106,10 @@ def measure(arguments: argparse.Namespace, config_file: str | None) -> dict[str,
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         if mode == "data":
-            rates = training_speed.measure_data(cfg, arguments, folder)
-            pairs = ratios(rates["mapper"]["ours"], rates["mapper"]["plain"])
-            return results | {"data": rates, "ratios": {"samples a second, ours / plain": pairs}}
+            return results | speed.measure_data(cfg, arguments, folder)
         results["model"] = parameters_and_operations(random_model(cfg), *arguments.size)
         if mode == "evaluation":
-            return results | {"evaluation": inference_speed.measure_evaluation(cfg, arguments, folder)}
+            return results | {"evaluation": speed.measure_evaluation(cfg, arguments, folder)}
         results |= _speed(arguments, config_file, folder)
     if arguments.memory:
         variants = results["variants"]
@@ -122,36 +117,31 @@ def measure(arguments: argparse.Namespace, config_file: str | None) -> dict[str,
     return results
 
 
-def _build_run(arguments: argparse.Namespace, config_file: str | None, variant: str, folder: Path) -> Any:
-    speed = training_speed if arguments.mode == "training" else inference_speed
+def _build_run(arguments: argparse.Namespace, config_file: str | None, variant: str, folder: Path) -> Run:
     return speed.build_run(benchmark_config(config_file, arguments.opts), arguments, variant, folder)
 
 
 def _speed(arguments: argparse.Namespace, config_file: str | None, folder: Path) -> dict[str, Any]:
     """Return summaries of every variant, and the ratios of each of ours to each of the others."""
-    speed = training_speed if arguments.mode == "training" else inference_speed
     ours, others = speed.variants(arguments)
     runs = {variant: _build_run(arguments, config_file, variant, folder) for variant in [*ours, *others]}
     times = interleaved(runs, arguments.rounds)
-    results: dict[str, Any] = {"variants": {}, "ratios": {}}
-    compared = " + ".join(speed.COMPARED_STAGES)
+    results: dict[str, Any] = {"variants": {}, "ratios": {}, "pictures_per_second": {}}
+    stages = speed.COMPARED_STAGES[arguments.mode]
+    compared = {variant: sums(rounds, stages) for variant, rounds in times.items()}
+    label = " + ".join(stages)
     for variant, rounds in times.items():
-        totals = {
-            **{stage: [stage] for stage in rounds[0]},
-            compared: speed.COMPARED_STAGES,
-            "all": rounds[0],
-        }
-        summaries = {name: summary(sums(rounds, stages)) for name, stages in totals.items()}
-        results["variants"][variant] = summaries
-        if speed is training_speed:
-            rates = results.setdefault("pictures_per_second", {})
-            rates[variant] = 1e3 * arguments.batch / summaries["all"]["median_ms"]
+        seconds = {stage: sums(rounds, [stage]) for stage in rounds[0]}
+        seconds |= {label: compared[variant], "all": sums(rounds, list(rounds[0]))}
+        results["variants"][variant] = {name: summary(values) for name, values in seconds.items()}
+        if arguments.mode == "training":
+            step = results["variants"][variant]["all"]["median_ms"]
+            results["pictures_per_second"][variant] = 1e3 * arguments.batch / step
         elif variant in ours:
-            share = ratios(sums(rounds, ["post-processing"]), sums(rounds, ["network"]))
+            share = ratios(seconds["post-processing"], seconds["network"])
             results["ratios"][f"{variant}: post-processing / network"] = share
         for other in others if variant in ours else ():
-            pairs = ratios(*(sums(times[name], speed.COMPARED_STAGES) for name in (variant, other)))
-            results["ratios"][f"{variant} / {other}: {compared}"] = pairs
+            results["ratios"][f"{variant} / {other}: {label}"] = ratios(compared[variant], compared[other])
     return results
 
 
@@ -177,20 +167,19 @@ def _run_alone(arguments: argparse.Namespace, config_file: str | None, variant: 
 
 def _models(arguments: argparse.Namespace, config_files: Sequence[str | None]) -> dict[str, Any]:
     """Return size, time and memory of inference with each configuration, by the name of its file."""
-    changes = {"mode": "inference", "compare": [], "memory": True}
-    each = argparse.Namespace(**{**vars(arguments), **changes})
+    changes: dict[str, Any] = {"mode": "inference", "compare": [], "memory": True}
+    each = argparse.Namespace(**(vars(arguments) | changes))
     results: dict[str, Any] = {"models": {}, "details": {}}
     for config_file in config_files:
-        found = measure(each, config_file)
-        sizes = found["model"]
-        row = dict(zip(("parameters, M", "multiply-adds, G"), sizes.values(), strict=True))
-        for variant, summaries in found["variants"].items():
+        measured = measure(each, config_file)
+        row = dict(zip(("parameters, M", "multiply-adds, G"), measured["model"].values(), strict=True))
+        for variant, summaries in measured["variants"].items():
             row[f"{variant}, ms"] = summaries["all"]["median_ms"]
-            row[f"{variant}, MiB"] = found["peak_memory_mib"][variant]
+            row[f"{variant}, MiB"] = measured["peak_memory_mib"][variant]
         name = Path(config_file or DEFAULT_CONFIG).stem
-        results["models"][name], results["details"][name] = row, found
-    setting = {key: found["setting"][key] for key in ("size", "task", "predictions")}
-    return {"setting": {"mode": "models", **setting}, "machine": found["machine"], **results}
+        results["models"][name], results["details"][name] = row, measured
+    setting = {key: measured["setting"][key] for key in ("size", "task", "predictions")}
+    return {"setting": {"mode": "models", **setting}, "machine": measured["machine"], **results}
 
 
 def report(results: Mapping[str, Any]) -> str:

@@ -6,7 +6,7 @@ import platform
 import re
 import statistics
 import time
-from argparse import Namespace
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,8 +29,6 @@ from mask_former.modeling.build import build_model
 from mask_former.modeling.mask_former import MaskFormer
 
 DEFAULT_CONFIG = "ade20k-150/maskformer_R50_bs16_160k.yaml"
-# Ignored in label maps of 8 bits.
-IGNORE_LABEL = 255
 # Runs of each variant before measuring: the first ones allocate, choose kernels and fill caches.
 WARM_UP = 2
 
@@ -67,30 +65,21 @@ def synthetic_picture(height: int, width: int) -> NDArray[np.uint8]:
 
 
 def write_labelled_picture(
-    folder: Path,
-    size: tuple[int, int],
-    segments: int,
-    classes: int,
-    *,
-    panoptic: bool = False,
-    number: int = 0,
+    folder: Path, size: Sequence[int], segments: int, classes: int, number: int = 0
 ) -> dict[str, Any]:
-    """Write a picture with labels of wavy cells, and return its data set entry.
+    """Write a picture with semantic and panoptic labels of wavy cells, and return its data set entry.
 
-    Args:
-        folder: for the files.
-        size: height and width.
-        segments: number of cells; the class of cell i is i modulo `classes`.
-        classes: from 255 on, labels have 16 bits, as those of ADE20K's full set.
-        panoptic: write panoptic labels, too.
-        number: pictures of other numbers are shifted.
+    The class of cell i is i modulo `classes`; from 255 classes on, labels have 16 bits, as those of ADE20K's
+    full set. Pictures of other numbers are shifted.
     """
     height, width = size
     kind, suffix, ignore_label = (np.uint8, "png", 255) if classes < 255 else (np.uint16, "tif", 65535)
-    entry: dict[str, Any] = {"height": height, "width": width, "ignore_label": ignore_label}
-    entry["file_name"], entry["sem_seg_file_name"] = (
-        str(folder / name) for name in (f"picture_{number}.jpg", f"semantic_{number}.{suffix}")
-    )
+    files = {
+        "file_name": f"picture_{number}.jpg",
+        "sem_seg_file_name": f"semantic_{number}.{suffix}",
+        "pan_seg_file_name": f"panoptic_{number}.png",
+    }
+    entry: dict[str, Any] = {key: str(folder / name) for key, name in files.items()}
     picture = np.roll(synthetic_picture(height, width), 8 * number, axis=1)
     Image.fromarray(picture).save(entry["file_name"], quality=95)
     rows = max(1, int(segments**0.5))
@@ -100,28 +89,10 @@ def write_labelled_picture(
     column = ((x + 12 * np.sin(y / 23)) * columns / width).clip(0, columns - 1).astype(int)
     cells = np.roll(np.minimum(row * columns + column, segments - 1), 8 * number, axis=1)
     Image.fromarray((cells % classes).astype(kind)).save(entry["sem_seg_file_name"])
-    if panoptic:
-        entry["pan_seg_file_name"] = str(folder / f"panoptic_{number}.png")
-        ids = (np.arange(segments) + 1) * 40503  # which uses all three channels
-        Image.fromarray(id_to_rgb(ids)[cells]).save(entry["pan_seg_file_name"])
-        entry["segments_info"] = [
-            {"id": segment, "category_id": index % classes, "iscrowd": 0}
-            for index, segment in enumerate(ids.tolist())
-        ]
-    return entry
-
-
-def check_segments(segments: int, classes: int) -> None:
-    """Raise ValueError unless each of the segments can have a class of its own in a label map of 8 bits."""
-    most = min(classes, IGNORE_LABEL)
-    if segments > most:
-        raise ValueError(f"--segments is {segments}, but a label map has {most} classes at most.")
-
-
-def check_known(arguments: Namespace, known: Sequence[str]) -> None:
-    """Raise ValueError where --compare names something else."""
-    for name in set(arguments.compare) - set(known):
-        raise ValueError(f"--compare {name}: in mode {arguments.mode}, expected {' or '.join(known)}.")
+    ids = (np.arange(segments) + 1) * 40503 % 2**24  # which uses all three channels
+    Image.fromarray(id_to_rgb(ids)[cells]).save(entry["pan_seg_file_name"])
+    infos = [{"id": k, "category_id": i % classes, "iscrowd": 0} for i, k in enumerate(ids.tolist())]
+    return entry | {"height": height, "width": width, "ignore_label": ignore_label, "segments_info": infos}
 
 
 def register(name: str, entries: list[dict[str, Any]]) -> Any:
@@ -167,7 +138,7 @@ def machine(device: torch.device) -> dict[str, Any]:
     """Return what times depend on."""
     cpuinfo = Path("/proc/cpuinfo")
     model = re.search(r"^model name\s*: (.*)$", cpuinfo.read_text(), re.M) if cpuinfo.exists() else None
-    processor = model.group(1) if model else platform.processor() or platform.machine()
+    processor = model[1] if model else platform.processor() or platform.machine()
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else processor,
         "threads": torch.get_num_threads(),
@@ -181,14 +152,14 @@ class Stopwatch:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self.seconds: dict[str, float] = {}
+        self.seconds: dict[str, float] = defaultdict(float)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Add the time of the block, and of what it starts on the device, to a stage."""
         start = self._now()
         yield
-        self.seconds[name] = self.seconds.get(name, 0.0) + self._now() - start
+        self.seconds[name] += self._now() - start
 
     def _now(self) -> float:
         if self.device.type == "cuda":
@@ -199,32 +170,27 @@ class Stopwatch:
 def interleaved(
     runs: Mapping[str, Run], rounds: int, warm_up: int = WARM_UP
 ) -> dict[str, list[dict[str, float]]]:
-    """Return the seconds by stage of every variant in each round.
-
-    Variants take turns, and each round starts with another one, so that a machine that slows down for a
-    while slows all of them down.
-    """
-    names = list(runs)
+    """Return the seconds by stage of each variant and round; variants take turns, and turns to be first."""
+    names = deque(runs)
     times: dict[str, list[dict[str, float]]] = {name: [] for name in names}
     for number in range(warm_up + rounds):
-        first = number % len(names)
-        for name in names[first:] + names[:first]:
+        for name in names:
             seconds = runs[name]()
             if number >= warm_up:
                 times[name].append(seconds)
+        names.rotate(-1)
     return times
 
 
 def summary(values: Sequence[float]) -> dict[str, float]:
     """Return median and 95th percentile (nearest rank) in milliseconds."""
-    ordered = sorted(values)
-    rank = max(0, -(-95 * len(ordered) // 100) - 1)
-    return {"median_ms": 1e3 * statistics.median(ordered), "p95_ms": 1e3 * ordered[rank]}
+    p95 = float(np.percentile(values, 95, method="inverted_cdf"))
+    return {"median_ms": 1e3 * statistics.median(values), "p95_ms": 1e3 * p95}
 
 
 def sums(rounds: Sequence[Mapping[str, float]], stages: Sequence[str]) -> list[float]:
     """Return the seconds of several stages together, by round."""
-    return [sum(seconds[stage] for stage in stages if stage in seconds) for seconds in rounds]
+    return [sum(seconds.get(stage, 0.0) for stage in stages) for seconds in rounds]
 
 
 def ratios(values: Sequence[float], others: Sequence[float]) -> dict[str, Any]:

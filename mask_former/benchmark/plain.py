@@ -1,7 +1,4 @@
-"""The published computations written plainly, on whole maps, image by image: the reference for speed.
-
-Used for nothing else; tests compare the results of the model's own code with them.
-"""
+"""The published computations written plainly, on whole maps, image by image: the reference for speed."""
 
 import copy
 from collections.abc import Callable, Sequence
@@ -13,8 +10,10 @@ import torch.nn.functional as F
 from detectron2.config import CfgNode
 from detectron2.data import transforms as T
 from detectron2.data.detection_utils import read_image
+from fvcore.nn import sigmoid_focal_loss
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from mask_former.data.augmentations import crop_recipe
 from mask_former.inference.resizing import Sizes
@@ -56,16 +55,12 @@ def _match(
 ) -> tuple[Tensor, Tensor]:
     class_cost = -class_logits.softmax(-1)[:, target.labels]
     masks = F.interpolate(target.masks[:, None].float(), size=mask_logits.shape[-2:], mode="nearest")
-    masks = masks.flatten(1)
-    logits = mask_logits.flatten(1)
-    probs = logits.sigmoid()
-    entropy_of_1 = F.binary_cross_entropy_with_logits(logits, torch.ones_like(logits), reduction="none")
-    entropy_of_0 = F.binary_cross_entropy_with_logits(logits, torch.zeros_like(logits), reduction="none")
-    cost_of_1 = 0.25 * (1 - probs) ** 2 * entropy_of_1
-    cost_of_0 = 0.75 * probs**2 * entropy_of_0
+    masks, logits = masks.flatten(1), mask_logits.flatten(1)
+    cost_of_1 = sigmoid_focal_loss(logits, torch.ones_like(logits), alpha=0.25)
+    cost_of_0 = sigmoid_focal_loss(logits, torch.zeros_like(logits), alpha=0.25)
     focal_cost = (cost_of_1 @ masks.T + cost_of_0 @ (1 - masks).T) / logits.shape[1]
-    overlap = 2 * probs @ masks.T
-    dice_cost = 1 - (overlap + 1) / (probs.sum(-1)[:, None] + masks.sum(-1)[None] + 1)
+    probs = logits.sigmoid()
+    dice_cost = 1 - (2 * probs @ masks.T + 1) / (probs.sum(-1)[:, None] + masks.sum(-1)[None] + 1)
     cost = weights[0] * class_cost + weights[1] * focal_cost + weights[2] * dice_cost
     query, segment = linear_sum_assignment(cost.cpu())
     return torch.as_tensor(query), torch.as_tensor(segment)
@@ -90,33 +85,20 @@ def _layer_losses(
     prediction: Prediction, targets: Sequence[Target], pairs: Pairs, class_weights: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     image = torch.cat([torch.full_like(query, number) for number, (query, _) in enumerate(pairs)])
-    query = torch.cat([query for query, _ in pairs])
-    segment = torch.cat([segment for _, segment in pairs])
-    device = prediction.mask_logits.device
-    num_classes = prediction.class_logits.shape[-1] - 1
-    classes = torch.full(prediction.class_logits.shape[:2], num_classes, dtype=torch.int64, device=device)
-    classes[image, query] = torch.cat(
-        [target.labels[segment_index] for target, (_, segment_index) in zip(targets, pairs, strict=True)]
-    )
+    query, segment = (torch.cat(indices) for indices in zip(*pairs, strict=True))
+    no_object = prediction.class_logits.shape[-1] - 1
+    classes = torch.full_like(prediction.class_logits[..., 0], no_object, dtype=torch.int64)
+    matched = [target.labels[segments] for target, (_, segments) in zip(targets, pairs, strict=True)]
+    classes[image, query] = torch.cat(matched)
     class_loss = F.cross_entropy(prediction.class_logits.transpose(1, 2), classes, class_weights)
 
-    # The segments of all images, padded to the largest number of them.
-    most = max(len(target.masks) for target in targets)
-    height, width = targets[0].masks.shape[-2:]
-    masks = torch.zeros(len(targets), most, height, width, device=device)
-    for number, target in enumerate(targets):
-        masks[number, : len(target.masks)] = target.masks
+    masks = pad_sequence([target.masks.float() for target in targets], batch_first=True)
     true_masks = masks[image, segment].flatten(1)
-    logits = prediction.mask_logits[image, query]
-    logits = F.interpolate(logits[:, None], size=(height, width), mode="bilinear", align_corners=False)[:, 0]
-    logits = logits.flatten(1)
-
+    logits = prediction.mask_logits[image, query][:, None]
+    logits = F.interpolate(logits, size=masks.shape[-2:], mode="bilinear", align_corners=False).flatten(1)
     count = max(sum(len(target.masks) for target in targets), 1)
+    focal = sigmoid_focal_loss(logits, true_masks, alpha=0.25).mean(1).sum() / count
     probs = logits.sigmoid()
-    entropy = F.binary_cross_entropy_with_logits(logits, true_masks, reduction="none")
-    prob_of_truth = probs * true_masks + (1 - probs) * (1 - true_masks)
-    alpha = 0.25 * true_masks + 0.75 * (1 - true_masks)
-    focal = (alpha * entropy * (1 - prob_of_truth) ** 2).mean(1).sum() / count
     overlap = 2 * (probs * true_masks).sum(1)
     dice = (1 - (overlap + 1) / (probs.sum(1) + true_masks.sum(1) + 1)).sum() / count
     return class_loss, focal, dice

@@ -69,11 +69,7 @@ class TwoDecoderHead(nn.Module):
         }
 
     def decode(self, features: dict[str, Tensor]) -> list[Prediction]:
-        """Return the predictions of the supervised layers, the last layer's last (and alone in evaluation).
-
-        Args:
-            features: the backbone's maps by name, (B, C_s, H/s, W/s).
-        """
+        """Return the predictions of the supervised layers from maps (B, C_s, H/s, W/s), the answer last."""
         mask_features, memory = decode_pixels(self.pixel_decoder, features)
         if self.transformer_in_feature != ENCODER_MEMORY:
             memory = features[self.transformer_in_feature]
