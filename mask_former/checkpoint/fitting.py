@@ -233,7 +233,7 @@ def _fit(
     is_float, is_same_row = value.is_floating_point(), value.shape[1:] == mine.shape[1:]
     if is_float != mine.is_floating_point():
         why = f"type {value.dtype} in the file, {mine.dtype} in the model"
-    elif is_row and is_same_row and (rows := _rows_by_name(name, value, mine, *classes)):
+    elif is_row and is_same_row and all(classes) and (rows := _rows_by_name(name, value, mine, *classes)):
         return rows
     elif value.shape == mine.shape:
         return value, None
@@ -255,7 +255,7 @@ def _rows_by_name(
 ) -> tuple[Tensor, Note] | None:
     """Return the model's class rows with those of the file that have its name, None if not possible."""
     extra = 1 if "class_embed." in name else 0  # the last row is "no object"
-    if not old or not new or list(old) == list(new) or len(set(old)) < len(old):
+    if list(old) == list(new) or len(set(old)) < len(old):
         return None
     if len(value) != len(old) + extra or len(own) != len(new) + extra:
         return None

@@ -14,8 +14,10 @@ from mask_former.checkpoint import read_checkpoint
 from mask_former.checkpoint.checkpointer import save_safetensors, save_torch
 from mask_former.checkpoint.description import class_names_of
 from mask_former.checkpoint.fitting import HEAD, PIXEL_DECODER, current_names
+from mask_former.checkpoint.reading import file_kind
 from mask_former.conversion.backbones import (
     State,
+    describe_backbone,
     refuse_unknown,
     resnet_to_ours,
     swin_release_to_ours,
@@ -31,6 +33,14 @@ from mask_former.conversion.hugging_face_names import from_hugging_face, to_hugg
 from mask_former.formats import replacing
 
 CLASSIFIER = f"{HEAD}predictor.class_embed.bias"
+FORMATS = {
+    "zip": "torch archive",
+    "legacy": "torch file of before version 1.6",
+    "pickle": "pickle",
+    "safetensors": "safetensors",
+}
+CLASSIFIERS = (CLASSIFIER, f"{HEAD}predictor.bias")
+QUERIES = f"{HEAD}predictor.query_embed.weight"
 HUGGING_FACE_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 TITLES = {
     "mask_former": "MaskFormer",
@@ -40,6 +50,11 @@ TITLES = {
     "swin_release": "Swin release",
     "timm_swin": "Swin of timm",
     "backbone": "backbone in Detectron2's names",
+}
+TO_OURS: dict[str, Callable[[Mapping[str, Tensor]], State]] = {
+    "resnet": resnet_to_ours,
+    "swin_release": swin_release_to_ours,
+    "timm_swin": timm_swin_to_ours,
 }
 BACKBONES = ("resnet", "swin_release", "timm_swin", "backbone")
 
@@ -81,12 +96,11 @@ def read_source(path: Path, allow_unsafe: bool = False) -> SourceWeights:
     named = current_names(original)
     kind = kind_of(named)
     if kind == "hugging_face":
-        raise ValueError(
-            f"{path} is the weight file of a Hugging Face model: give its folder, with config.json."
-        )
+        raise ValueError(f"{path} is of a Hugging Face model: give its folder, with config.json.")
     if kind == "mask_former" and named.keys() != original.keys():
         kind = "published"
-    state = TO_OURS[kind](named)
+    named.pop("criterion.empty_weight", None)
+    state = TO_OURS.get(kind, dict)(named)
     names = class_names_of(metadata) or []
     return SourceWeights(kind, original, state, metadata, {}, names, str(data.get("__author__", "")))
 
@@ -109,29 +123,12 @@ def kind_of(state: Mapping[str, Tensor]) -> str:
     raise ValueError("The file holds no weights.")
 
 
-def _without_loss_weights(state: Mapping[str, Tensor]) -> State:
-    return {name: value for name, value in state.items() if name != "criterion.empty_weight"}
-
-
-TO_OURS: dict[str, Callable[[Mapping[str, Tensor]], State]] = {
-    "mask_former": _without_loss_weights,
-    "published": _without_loss_weights,
-    "resnet": resnet_to_ours,
-    "swin_release": swin_release_to_ours,
-    "timm_swin": timm_swin_to_ours,
-    "backbone": dict,
-}
-
-
 def _read_folder(folder: Path, allow_unsafe: bool) -> SourceWeights:
     config = _json(folder / "config.json", needed=True)
-    processor = _json(folder / "preprocessor_config.json", needed=False)
     original = _read_shards(folder, allow_unsafe)
-    keys = config_keys(config, processor)
-    state = from_hugging_face(original)
-    return SourceWeights(
-        "hugging_face", original, state, {}, keys, class_names(config), "Hugging Face transformers"
-    )
+    keys = config_keys(config, _json(folder / "preprocessor_config.json", needed=False))
+    state, names = from_hugging_face(original), class_names(config)
+    return SourceWeights("hugging_face", original, state, {}, keys, names, "Hugging Face transformers")
 
 
 def _json(file: Path, needed: bool) -> dict[str, Any]:
@@ -223,3 +220,51 @@ def write_hugging_face(
     for name, content in files.items():
         with replacing(folder / name) as partial:
             partial.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def describe_source(path: Path, source: SourceWeights) -> list[str]:
+    """Return lines "what: value" about a file or folder; what is not known is left out."""
+    metadata = source.metadata
+    size = sum(
+        file.stat().st_size for file in ([path] if path.is_file() else path.iterdir()) if file.is_file()
+    )
+    kind = "folder" if path.is_dir() else FORMATS[file_kind(path)]
+    values = sum(value.numel() for value in source.original.values())
+    rows: list[tuple[str, Any]] = [
+        ("file", f"{path} ({kind}, {size / 2**20:.1f} MB)"),
+        ("layout", TITLES[source.kind]),
+        ("origin", source.author),
+        ("entries", f"{len(source.original)} ({values:,} numbers)"),
+        ("backbone", _backbone(source)),
+        ("classes", _classes(source)),
+        ("queries", source.state[QUERIES].shape[0] if QUERIES in source.state else ""),
+        ("iteration", metadata.get("iteration")),
+        ("scores", _scores(metadata.get("metrics"))),
+        ("licence", metadata.get("license") or ""),
+        ("config", "in the file" if metadata.get("config") or source.keys else "not in the file"),
+    ]
+    return [f"{name:10} {value}" for name, value in rows if value not in (None, "", {})]
+
+
+def _backbone(source: SourceWeights) -> str:
+    prefix = "" if source.is_backbone else "backbone."
+    return describe_backbone(
+        {name.removeprefix(prefix): value for name, value in source.state.items() if name.startswith(prefix)}
+    ).title
+
+
+def _classes(source: SourceWeights) -> str:
+    counts = [
+        len(source.state[name]) - ("class_embed" in name) for name in CLASSIFIERS if name in source.state
+    ]
+    if not counts and not source.names:
+        return ""
+    names = ", ".join(source.names[:6]) + (" ..." if len(source.names) > 6 else "")
+    return f"{counts[0] if counts else len(source.names)} ({names or 'names not in the file'})"
+
+
+def _scores(metrics: Any) -> str:
+    if not isinstance(metrics, dict):
+        return ""
+    # A score of each class would be a wall.
+    return ", ".join(f"{name} {value:.4g}" for name, value in metrics.items() if "-" not in name)
