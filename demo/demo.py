@@ -49,56 +49,28 @@ def argument_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    model = parser.add_argument_group("model")
-    model.add_argument("--weights", metavar="FILE", help="checkpoint, URL, or name of a published model")
-    model.add_argument("--config-file", metavar="FILE", help="for weights that do not describe their model")
-    model.add_argument(
-        "--opts",
-        nargs=argparse.REMAINDER,
-        default=[],
-        metavar="KEY VALUE",
-        help="changes of the configuration, at the end of the line, as MODEL.DEVICE cpu",
-    )
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument(
-        "--input", nargs="+", metavar="PATH", help="pictures, folders of pictures, patterns such as '*.jpg'"
-    )
-    source.add_argument("--video-input", metavar="FILE", help="a video")
-    source.add_argument(
-        "--webcam",
-        nargs="?",
-        type=int,
-        const=0,
-        metavar="INDEX",
-        help="a camera of this machine (default: %(const)s)",
-    )
-    results = parser.add_argument_group("results")
-    results.add_argument(
-        "--output",
-        type=Path,
-        metavar="PATH",
-        help="folder, made if need be; or the file for one picture or video; without it: a window (Esc ends)",
-    )
-    results.add_argument(
-        "--save",
-        default="overlay",
-        metavar="KINDS",
-        help="of overlay,labels,panoptic,coco,csv, separated by commas (default: %(default)s)",
-    )
-    results.add_argument(
-        "--confidence-threshold",
-        type=float,
-        metavar="X",
-        help="leave out segments and instances that are not surer than this (default: the model's own)",
-    )
-    results.add_argument(
-        "--classes", metavar="NAMES", help="only these classes: names or numbers, separated by commas"
-    )
-    speed = parser.add_argument_group("speed")
-    speed.add_argument("--batch", type=int, default=1, metavar="N", help="pictures at a time (%(default)s)")
-    speed.add_argument(
-        "--workers", type=int, default=1, metavar="N", help="processes for --input (%(default)s)"
-    )
+    add = parser.add_argument_group("model").add_argument
+    add("--weights", metavar="FILE", help="checkpoint, URL, or name of a published model")
+    add("--config-file", metavar="FILE", help="for weights that do not describe their model")
+    opts_help = "changes of the configuration, at the end of the line, as MODEL.DEVICE cpu"
+    add("--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help=opts_help)
+    add = parser.add_mutually_exclusive_group(required=True).add_argument
+    input_help = "pictures, folders of pictures, patterns such as '*.jpg'"
+    add("--input", nargs="+", metavar="PATH", help=input_help)
+    add("--video-input", metavar="FILE", help="a video")
+    camera_help = "a camera of this machine (default: %(const)s)"
+    add("--webcam", nargs="?", type=int, const=0, metavar="INDEX", help=camera_help)
+    add = parser.add_argument_group("results").add_argument
+    output_help = "folder, made if need be; or file of one picture or video; without it: a window (Esc ends)"
+    add("--output", type=Path, metavar="PATH", help=output_help)
+    save_help = "of overlay,labels,panoptic,coco,csv, separated by commas (default: %(default)s)"
+    add("--save", default="overlay", metavar="KINDS", help=save_help)
+    threshold_help = "leave out segments and instances not surer than this (default: the model's own)"
+    add("--confidence-threshold", type=float, metavar="X", help=threshold_help)
+    add("--classes", metavar="NAMES", help="only these classes: names or numbers, separated by commas")
+    add = parser.add_argument_group("speed").add_argument
+    add("--batch", type=int, default=1, metavar="N", help="pictures at a time (%(default)s)")
+    add("--workers", type=int, default=1, metavar="N", help="processes for --input (%(default)s)")
     return parser
 
 

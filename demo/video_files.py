@@ -245,7 +245,8 @@ def _disk_space(path: Path) -> int:
     """Return how many bytes the disk and the limit of the process allow to add to a file."""
     free = shutil.disk_usage(path.parent).free
     limit, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
-    return free if limit == resource.RLIM_INFINITY else min(free, limit - path.stat().st_size)
+    size = path.stat().st_size if path.is_file() else 0
+    return free if limit == resource.RLIM_INFINITY else min(free, limit - size)
 
 
 @contextmanager
