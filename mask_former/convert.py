@@ -1,28 +1,46 @@
 """Convert weights, or say what a file of weights is: `python -m mask_former.convert`."""
 
 import argparse
+import importlib
 import logging
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
+import torch
+import torch.nn.functional as F
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
-from detectron2.modeling import build_model
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import BACKBONE_REGISTRY, build_model
+from torch import Tensor, nn
 
 from mask_former.checkpoint import describe, described_config, resolve
+from mask_former.checkpoint.fitting import fit_weights
 from mask_former.config import load_config
-from mask_former.conversion.backbones import describe_backbone
-from mask_former.conversion.inspection import describe_source, fit_report
-from mask_former.conversion.sources import TITLES, SourceWeights, read_source
-from mask_former.conversion.targets import target_of, write_checkpoint, write_hugging_face, write_published
-from mask_former.conversion.verify import compare_backbone, compare_model
+from mask_former.conversion.backbones import Backbone, State, describe_backbone, swin_to_timm
+from mask_former.conversion.files import (
+    TITLES,
+    SourceWeights,
+    describe_source,
+    read_source,
+    target_of,
+    write_checkpoint,
+    write_hugging_face,
+    write_published,
+)
 
 TOLERANCE = 1e-4
-FLOATS = {
-    f"MODEL.MASK_FORMER.{name}" for name in ("DROPOUT", "NO_OBJECT_WEIGHT", "DICE_WEIGHT", "MASK_WEIGHT")
-} | {f"MODEL.SWIN.{name}" for name in ("DROP_RATE", "ATTN_DROP_RATE", "DROP_PATH_RATE")}
+# (height, width) of the image that both sides see.
+IMAGE_SIZE = (96, 128)
+
+# What a file of a backbone need not have: our output norms, theirs before the classifier, and indices.
+COMPUTED = r"norm\d?\.|.*relative_position_index$"
+
+Maps = dict[str, Tensor]
 EXAMPLES = """
 SRC may be: a ResNet of torchvision or timm, a Swin release or a Swin of timm, a Hugging Face folder, a
 published .pkl, or a checkpoint of ours (.pth, .safetensors); a path, URL or detectron2:// name.
@@ -37,48 +55,31 @@ examples:
 """
 
 
-def argument_parser() -> argparse.ArgumentParser:
-    """Return the parser of a conversion."""
-    parser = _parser("Convert weights between frameworks and layouts.", EXAMPLES)
-    parser.add_argument("source", metavar="SRC", help="weights, or 'inspect' (see inspect --help)")
-    parser.add_argument("target", metavar="DST", type=Path, help="file or folder to write")
-    parser.add_argument("--verify", action="store_true", help="run both sides on a picture and compare")
-    parser.add_argument("--licence", default="", help="licence of the weights, noted in what is written")
-    parser.add_argument(
-        "--reduce-labels",
-        action="store_true",
-        help="Hugging Face folder: labels will be raw ADE20K's (0 is void, 1 is the first class)",
-    )
-    return _with_common(parser)
-
-
-def inspection_parser() -> argparse.ArgumentParser:
-    """Return the parser of `inspect`."""
-    parser = _parser("Say what a file of weights is, and how it fits a configuration.", "")
-    parser.prog += " inspect"
-    parser.add_argument("source", metavar="FILE", help="weights: a path, URL or detectron2:// name")
-    return _with_common(parser)
-
-
-def _parser(description: str, epilog: str) -> argparse.ArgumentParser:
-    return argparse.ArgumentParser(
-        prog="python -m mask_former.convert",
-        description=description,
-        epilog=epilog,
+def argument_parser(is_inspection: bool) -> argparse.ArgumentParser:
+    """Return the parser of a conversion, or of `inspect`."""
+    text = "Convert weights between frameworks and layouts."
+    if is_inspection:
+        text = "Say what a file of weights is, and how it fits a configuration."
+    parser = argparse.ArgumentParser(
+        prog="python -m mask_former.convert" + (" inspect" if is_inspection else ""),
+        description=text,
+        epilog="" if is_inspection else EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-
-
-def _with_common(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    if is_inspection:
+        parser.add_argument("source", metavar="FILE", help="weights: a path, URL or detectron2:// name")
+    else:
+        parser.add_argument("source", metavar="SRC", help="weights, or 'inspect' (see inspect --help)")
+        parser.add_argument("target", metavar="DST", type=Path, help="file or folder to write")
+        parser.add_argument("--verify", action="store_true", help="run both sides on an image and compare")
+        parser.add_argument("--licence", default="", help="licence of the weights, noted in what is written")
+        labels = "Hugging Face folder: labels will be raw ADE20K's (0 is void, 1 is the first class)"
+        parser.add_argument("--reduce-labels", action="store_true", help=labels)
     parser.add_argument("--config-file", help="configuration of the model, where the file does not hold it")
-    parser.add_argument(
-        "--opts", nargs="+", default=[], metavar="KEY VALUE", help="changes of the configuration"
-    )
-    parser.add_argument(
-        "--allow-unsafe",
-        action="store_true",
-        help="run whatever code a pickle names; only for files you trust",
-    )
+    changes = "changes of the configuration"
+    parser.add_argument("--opts", nargs="+", default=[], metavar="KEY VALUE", help=changes)
+    unsafe = "run whatever code a pickle names; only for files you trust"
+    parser.add_argument("--allow-unsafe", action="store_true", help=unsafe)
     return parser
 
 
@@ -89,8 +90,7 @@ def configuration(source: SourceWeights, config_file: str | None, opts: Sequence
     if source.keys:
         cfg = load_config()
         for key, value in source.keys.items():
-            # JSON has 1 where the configuration wants 1.0.
-            cfg.merge_from_list([key, float(value) if type(value) is int and key in FLOATS else value])
+            cfg.merge_from_list([key, value])
         return cfg
     return described_config(source.metadata)
 
@@ -171,6 +171,108 @@ def _verify(source: SourceWeights, cfg: CfgNode | None, path: Path, target: Path
     return [f"verified: largest difference {difference:.2e} of the largest value, in {where}"]
 
 
+def library(name: str) -> Any:
+    """Return a library that only this check needs."""
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise ValueError(f"--verify runs {name}, which is not installed: pip install {name}.") from error
+
+
+def largest_difference(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> tuple[float, str]:
+    """Return the largest difference, relative to the largest value of its map, and the map's name."""
+    differences = {}
+    for name, expected in theirs.items():
+        if ours[name].shape != expected.shape:
+            raise ValueError(f"{name}: {tuple(ours[name].shape)} here, {tuple(expected.shape)} there.")
+        differences[name] = ((ours[name] - expected).abs().max() / expected.abs().max()).item()
+    worst = max(differences, key=lambda name: differences[name])
+    return differences[worst], worst
+
+
+@torch.no_grad()
+def compare_backbone(kind: str, original: State, state: State, cfg: CfgNode) -> tuple[float, str]:
+    """Return the largest difference of the four maps of a backbone, see `largest_difference`.
+
+    Args:
+        kind: "resnet", "swin_release" or "timm_swin".
+        original: the weights in their names.
+        state: the weights in ours.
+        cfg: a configuration; the keys of the backbone are set here.
+    """
+    backbone = describe_backbone(state)
+    window = int(str(backbone.keys.get("MODEL.SWIN.WINDOW_SIZE", 0)))
+    # timm leaves out the shift where a map is one window, and pads after it where windows do not fill the
+    # map; the segmentation models do neither, so the two agree on two whole windows.
+    size = (64 * window, 64 * window) if window else IMAGE_SIZE
+    image = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0))
+    ours = _our_maps(state, backbone, cfg, image)
+    if kind == "resnet":
+        return largest_difference(ours, _resnet_maps(original, backbone, image))
+    return largest_difference(ours, _timm_swin_maps(swin_to_timm(state), backbone, image))
+
+
+def _our_maps(state: State, backbone: Backbone, cfg: CfgNode, image: Tensor) -> Maps:
+    cfg = cfg.clone()
+    for key, value in backbone.keys.items():
+        cfg.merge_from_list([key, value])
+    model = BACKBONE_REGISTRY.get(cfg.MODEL.BACKBONE.NAME)(cfg, ShapeSpec(channels=3)).eval()
+    _fill(model, state)
+    return model(image)
+
+
+def _fill(model: nn.Module, state: State) -> None:
+    missing, unexpected = model.load_state_dict(state, strict=False)
+    missing = [name for name in missing if not re.match(COMPUTED, name)]
+    if missing or unexpected:
+        raise ValueError(
+            f"{type(model).__name__}: the weights lack {missing[:5]}; it has no place for {unexpected[:5]}."
+        )
+
+
+def _resnet_maps(original: State, backbone: Backbone, image: Tensor) -> Maps:
+    depth = backbone.keys["MODEL.RESNETS.DEPTH"]
+    model = getattr(library("torchvision").models, f"resnet{depth}")(weights=None).eval()
+    model.load_state_dict({**original, "fc.weight": model.fc.weight, "fc.bias": model.fc.bias})
+    features = model.maxpool(model.relu(model.bn1(model.conv1(image))))
+    maps = {}
+    for number in range(1, 5):
+        features = getattr(model, f"layer{number}")(features)
+        maps[f"res{number + 1}"] = features
+    return maps
+
+
+def _timm_swin_maps(state: State, backbone: Backbone, image: Tensor) -> Maps:
+    names = ("EMBED_DIM", "DEPTHS", "NUM_HEADS", "WINDOW_SIZE")
+    sizes = {name.lower(): backbone.keys[f"MODEL.SWIN.{name}"] for name in names}
+    timm = library("timm.models.swin_transformer")
+    model = timm.SwinTransformer(img_size=image.shape[-1], num_classes=0, **sizes).eval()
+    _fill(model, state)
+    maps: Maps = {}
+    features = model.patch_embed(image)
+    for number, stage in enumerate(model.layers):
+        features = stage(features)  # (B, H, W, C)
+        # The files have no output norms; ours begin as plain ones.
+        maps[f"res{number + 2}"] = F.layer_norm(features, features.shape[-1:]).permute(0, 3, 1, 2)
+    return maps
+
+
+@torch.no_grad()
+def compare_model(cfg: CfgNode, state: State, folder: Path) -> tuple[float, str]:
+    """Return the largest difference of class and mask logits between ours and a Hugging Face folder."""
+    ours = build_model(cfg).eval()
+    ours.load_state_dict(state, strict=False)
+    transformers = library("transformers")
+    theirs = transformers.MaskFormerForInstanceSegmentation.from_pretrained(folder).eval()
+    image = torch.randn(1, 3, *IMAGE_SIZE, generator=torch.Generator().manual_seed(0))
+    answer = ours.predict(image.to(ours.device))[-1]
+    expected = theirs(image, output_hidden_states=True)  # what auxiliary logits need
+    return largest_difference(
+        {"class logits": answer.class_logits.cpu(), "mask logits": answer.mask_logits.cpu()},
+        {"class logits": expected.class_queries_logits, "mask logits": expected.masks_queries_logits},
+    )
+
+
 def inspect(arguments: argparse.Namespace) -> list[str]:
     """Return what there is to say of a file."""
     path = _local(arguments.source)
@@ -179,7 +281,11 @@ def inspect(arguments: argparse.Namespace) -> list[str]:
     if arguments.config_file:
         cfg = load_config(arguments.config_file, arguments.opts)
         cfg.MODEL.DEVICE = "cpu"
-        lines += fit_report(source, build_model(cfg), path, class_names_of(source._replace(names=[]), cfg))
+        is_ours = source.kind in ("mask_former", "published")
+        state = source.original if is_ours else source.state
+        names = class_names_of(source._replace(names=[]), cfg)
+        _, report = fit_weights(state, build_model(cfg), str(path), source.names, names)
+        lines += str(report).splitlines()
     return lines
 
 
@@ -188,7 +294,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     is_inspection = argv[:1] == ["inspect"]
-    parser = inspection_parser() if is_inspection else argument_parser()
+    parser = argument_parser(is_inspection)
     arguments = parser.parse_args(argv[1:] if is_inspection else argv)
     try:
         lines = inspect(arguments) if is_inspection else convert(arguments)

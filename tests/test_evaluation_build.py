@@ -22,7 +22,7 @@ from mask_former.evaluation import (
     build_evaluators,
     check_ground_truth,
 )
-from mask_former.evaluation.cityscapes import CityscapesInstance, CityscapesSemantic
+from mask_former.evaluation.detectron2_evaluators import CityscapesInstance, CityscapesSemantic
 from mask_former.formats import id_to_rgb
 
 NAME = "evaluation_build_test"

@@ -33,15 +33,15 @@ from mask_former.benchmark.measuring import (
     write_labelled_picture,
 )
 from mask_former.config import recomputes_activations
-from mask_former.conversion.targets import write_hugging_face
+from mask_former.conversion.files import write_hugging_face
 from mask_former.data.loader import build_test_loader, build_train_loader
 from mask_former.data.mapper import TrainingMapper, build_train_mapper
 from mask_former.evaluation import build_evaluators
 from mask_former.formats import read_picture
 from mask_former.inference.postprocess import form_results
 from mask_former.inference.resizing import Sizes
+from mask_former.modeling.build import recompute_activations
 from mask_former.modeling.preparation import prepare_for_inference
-from mask_former.modeling.recomputing import recompute_activations
 from mask_former.modeling.structures import Prediction, Target
 from mask_former.solver import build_optimizer
 

@@ -8,8 +8,7 @@ import numpy as np
 import yaml
 from detectron2.config import CfgNode
 
-from mask_former.checkpoint.reading import refuse_endless
-from mask_former.checkpoint.unpickling import DamagedFileError
+from mask_former.checkpoint.reading import DamagedFileError, refuse_endless
 from mask_former.config import load_config
 
 # Raised when the meaning of an entry changes.
@@ -108,10 +107,7 @@ def class_names_of(metadata: Mapping[str, Any]) -> list[str] | None:
 
 
 def described_config(metadata: Mapping[str, Any], file: str | Path = "The file") -> CfgNode | None:
-    """Return the configuration that a file's metadata hold, or None.
-
-    It is read as plain data of bounded size and put over the defaults; `file` is named in errors.
-    """
+    """Return the configuration in a file's metadata over the defaults, or None; errors name `file`."""
     text = metadata.get("config")
     if not isinstance(text, str) or not text:
         return None

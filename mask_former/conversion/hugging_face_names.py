@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from mask_former.conversion.renaming import State, refuse_unknown
+from mask_former.conversion.backbones import State, refuse_unknown
 
 ENCODER = "model.pixel_level_module.encoder"
 DECODER = "model.pixel_level_module.decoder"
@@ -65,7 +65,7 @@ HEAD: Pairs = (
     (".norm3.", ".final_layer_norm."),
 )
 # Names of transformers 5 in memory, and those of its files.
-IN_MEMORY = ((r"(\.hidden_states_norms\.)stage(\d)", lambda match: f"{match[1]}{int(match[2]) - 1}"),)
+IN_MEMORY: Pairs = [(f".hidden_states_norms.stage{n + 1}.", f".hidden_states_norms.{n}.") for n in range(4)]
 IN_MEMORY_HEAD: Pairs = ((".o_proj.", ".out_proj."), (".mlp.fc", ".fc"))
 
 # Counters, weights of losses, and the norm of a pooled output that nobody reads.
@@ -116,14 +116,11 @@ def from_hugging_face(state: Mapping[str, Tensor]) -> State:
     for theirs, tensor in state.items():
         if DROPPED.search(theirs):
             continue
-        name, pairs = theirs, HEAD
+        name, pairs, in_memory = theirs, HEAD, IN_MEMORY_HEAD
         if theirs.startswith(ENCODER):
-            pairs = SWIN if is_swin else RESNET
-            for pattern, replacement in IN_MEMORY:
-                name = re.sub(pattern, replacement, name)
-        else:
-            for in_memory, in_file in IN_MEMORY_HEAD:
-                name = name.replace(in_memory, in_file)
+            pairs, in_memory = (SWIN if is_swin else RESNET), IN_MEMORY
+        for new, old in in_memory:
+            name = name.replace(new, old)
         for our_part, their_part in pairs:
             name = name.replace(their_part, our_part)
         result[name] = tensor

@@ -1,19 +1,18 @@
 """Evaluators by type of data set, panoptic quality, semantic scores; runnable on saved predictions."""
 
-from .build import EVALUATORS, build_evaluators, check_evaluators, semantic_form
-from .check import check_ground_truth
-from .instances import InstanceEvaluator
-from .panoptic import PanopticEvaluator
-from .panoptic_quality import (
+from .build import EVALUATORS, build_evaluators, check_evaluators, check_ground_truth, semantic_form
+from .detectron2_evaluators import InstanceEvaluator
+from .evaluators import PanopticEvaluator, SemanticEvaluator
+from .quality import (
     PanopticCounts,
     PanopticSegments,
+    SemanticCounts,
     count_picture,
     panoptic_scores,
     segments_from_info,
+    semantic_quality,
     sum_counts,
 )
-from .semantic import SemanticEvaluator
-from .semantic_quality import SemanticCounts, semantic_quality
 
 __all__ = [
     "EVALUATORS",

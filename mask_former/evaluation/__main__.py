@@ -8,20 +8,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from detectron2.data import MetadataCatalog
+
 from mask_former.formats import read_json
 
-from .ground_truth import SemanticClasses, entries_by_file, semantic_classes
-from .saved import (
-    Scores,
-    dataset_file,
-    entries_by_stem,
-    label_files,
-    score_instances,
-    score_panoptic,
-    score_semantic,
-    task_of_predictions,
-)
-from .tables import class_table, overall_table, panoptic_table
+from . import saved
+from .evaluators import score_tables
+from .ground_truth import Classes, entries_by_file, metadata_value, semantic_classes
 
 EXAMPLES = """
 what --pred may be, and its --gt:
@@ -75,36 +68,40 @@ def argument_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def score(arguments: argparse.Namespace) -> Scores:
+def score(arguments: argparse.Namespace) -> saved.Scores:
     """Return the scores for the arguments of a command line."""
     for path in (arguments.pred, arguments.gt):
         if path is not None and not path.exists():
             raise FileNotFoundError(f"{path} does not exist.")
-    task = arguments.task or task_of_predictions(arguments.pred)
+    task = arguments.task or saved.task_of_predictions(arguments.pred)
     if task == "semantic":
         return _semantic(arguments)
-    dataset = arguments.dataset
+
+    def dataset_file(key: str) -> Path:
+        return Path(metadata_value(MetadataCatalog.get(arguments.dataset), key, "needed for this task"))
+
     if task == "instance":
-        return score_instances(arguments.pred, arguments.gt or dataset_file(dataset, "json_file"))
-    truth_folder = arguments.gt_folder or (dataset_file(dataset, "panoptic_root") if dataset else None)
-    truth = arguments.gt or dataset_file(dataset, "panoptic_json")
-    return score_panoptic(arguments.pred, truth, arguments.pred_folder, truth_folder)
+        return saved.score_instances(arguments.pred, arguments.gt or dataset_file("json_file"))
+    truth_folder = arguments.gt_folder
+    if arguments.dataset and not truth_folder:
+        truth_folder = dataset_file("panoptic_root")
+    truth = arguments.gt or dataset_file("panoptic_json")
+    return saved.score_panoptic(arguments.pred, truth, arguments.pred_folder, truth_folder)
 
 
-def _semantic(arguments: argparse.Namespace) -> Scores:
+def _semantic(arguments: argparse.Namespace) -> saved.Scores:
     if arguments.dataset:
         entries = entries_by_file(arguments.dataset)
-        from_panoptic = not any("sem_seg_file_name" in entry for entry in entries.values())
-        classes = semantic_classes(arguments.dataset, from_panoptic)
-        by_stem = entries_by_stem(entries)
+        classes = semantic_classes(arguments.dataset, entries)
+        entries = saved.by_stem(entries)
     else:
         if not arguments.gt.is_dir():
             raise ValueError(f"{arguments.gt}: semantic ground truth must be a folder of label files.")
-        by_stem = label_files(arguments.gt)
+        entries = saved.label_files(arguments.gt)
         names = _class_names(arguments)
-        classes = SemanticClasses(names, arguments.ignore_label, list(range(len(names))))
+        classes = Classes(names, list(range(len(names))), ignore_label=arguments.ignore_label)
     void_is_background = arguments.void_is_background or len(classes.names) == 1
-    return score_semantic(arguments.pred, by_stem, classes, void_is_background)
+    return saved.score_semantic(arguments.pred, entries, classes, void_is_background)
 
 
 def _class_names(arguments: argparse.Namespace) -> list[str]:
@@ -124,18 +121,6 @@ def _class_names(arguments: argparse.Namespace) -> list[str]:
     return names
 
 
-def report(scores: Scores, per_class: bool) -> str:
-    """Return scores as tables."""
-    parts = []
-    for task, values in scores.items():
-        parts.append(f"{task}\n" + (panoptic_table if task == "panoptic_seg" else overall_table)(values))
-        if per_class:
-            keys = list(dict.fromkeys(key.split("-", 1)[0] for key in values if "-" in key))
-            names = [key.split("-", 1)[1] for key in values if key.startswith(f"{keys[0]}-")]
-            parts.append(class_table(values, keys, names))
-    return "\n\n".join(parts) + "\n"
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Score, print and write; return the exit status."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
@@ -146,7 +131,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         message = error.args[0] if isinstance(error, KeyError) and error.args else error
         sys.stderr.write(f"error: {message}\n")
         return 1
-    sys.stdout.write(report(scores, arguments.per_class))
+    tables = [f"{task}\n{score_tables(values, arguments.per_class)}" for task, values in scores.items()]
+    sys.stdout.write("\n\n".join(tables) + "\n")
     if arguments.json is not None:
         # JSON has no NaN.
         plain = {

@@ -1,37 +1,29 @@
 """Scores of predictions in files, against ground truth in files or of a registered data set."""
 
 import contextlib
-import functools
 import io
 import logging
 from collections.abc import Callable, Collection, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from detectron2.data import MetadataCatalog
+from detectron2.evaluation import COCOEvaluator
 from numpy.typing import NDArray
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 from tqdm import tqdm
 
-from mask_former.formats import (
-    LABEL_SUFFIXES,
-    decode_mask,
-    panoptic_annotations,
-    read_json,
-    read_label_map,
-    read_panoptic_map,
-)
+from mask_former import formats
 
-from .ground_truth import Entry, SemanticClasses, metadata_value, semantic_target
-from .panoptic_quality import count_picture, no_counts, panoptic_scores, segments_from_info, sum_counts
-from .semantic_quality import SemanticCounts, to_classes
+from . import quality
+from .ground_truth import Classes, Entry, PanopticTarget, semantic_target
 
 logger = logging.getLogger(__name__)
 
 Scores = dict[str, dict[str, float]]  # task -> metric -> value in percent
 ReadClasses = Callable[[], NDArray[np.int64]]  # gives the predicted classes (H, W) of one picture
+
 COCO_METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 
 
@@ -39,7 +31,7 @@ def task_of_predictions(path: Path) -> str:
     """Return "semantic" for a folder, and for JSON "panoptic", "instance" or "semantic", by its content."""
     if path.is_dir():
         return "semantic"
-    content = read_json(path)
+    content = formats.read_json(path)
     if isinstance(content, dict) and "annotations" in content:
         return "panoptic"
     first = content[0] if isinstance(content, list) and content else None
@@ -48,15 +40,9 @@ def task_of_predictions(path: Path) -> str:
     if isinstance(first, dict) and {"file_name", "category_id", "segmentation"} <= first.keys():
         return "semantic"
     raise ValueError(
-        f"{path}: expected panoptic predictions (an object with 'annotations'), COCO results (a list of "
-        "objects with 'score') or sem_seg_predictions.json (a list of objects with 'file_name', "
-        "'category_id' and 'segmentation'); name the kind with --task if it is one of them without entries."
+        f"{path}: expected an object with 'annotations' (panoptic), or a list of objects with 'score' (COCO) "
+        "or with 'file_name', 'category_id' and 'segmentation' (semantic); if it has no entries, give --task."
     )
-
-
-def dataset_file(dataset_name: str, key: str) -> Path:
-    """Return a file or folder that the metadata of a data set name."""
-    return Path(metadata_value(MetadataCatalog.get(dataset_name), key, "needed for this task"))
 
 
 def score_panoptic(
@@ -67,13 +53,13 @@ def score_panoptic(
     Args:
         predictions: JSON with "annotations".
         truth: JSON with "annotations" and "categories".
-        prediction_folder: PNG files of `predictions`; by default the folder beside it with its name, or its
+        prediction_folder: PNG files of `predictions`; by default the folder with its name beside it, or its
             own folder.
         truth_folder: PNG files of `truth`; by default the folder with its name, beside it or one level up.
     """
-    content = read_json(truth, keys=("annotations", "categories"))
-    targets = panoptic_annotations(content, truth)
-    results = panoptic_annotations(read_json(predictions, keys=("annotations",)), predictions)
+    content = formats.read_json(truth, keys=("annotations", "categories"))
+    targets = formats.panoptic_annotations(content, truth)
+    results = formats.panoptic_annotations(formats.read_json(predictions, keys=("annotations",)), predictions)
     _require_all(targets, results, predictions)
     truth_folder = truth_folder or _folder_of(truth, targets, truth.parent.parent / truth.stem)
     prediction_folder = prediction_folder or _folder_of(predictions, results, predictions.parent)
@@ -82,19 +68,21 @@ def score_panoptic(
         raise ValueError(f"{truth}: the list 'categories' is empty; expected ids and which are things.")
     class_of = {int(category["id"]): index for index, category in enumerate(categories)}
 
-    def read(path: Path, annotation: Mapping[str, Any], source: Path) -> tuple[NDArray, Any]:
-        infos = annotation["segments_info"]
-        return read_panoptic_map(path), segments_from_info(infos, class_of, f"{source}, {path.name}")
+    def read(folder: Path, annotation: Mapping[str, Any], source: Path) -> PanopticTarget:
+        path = folder / annotation["file_name"]
+        segments = quality.segments_from_info(annotation["segments_info"], class_of, f"{source}, {path.name}")
+        return formats.read_panoptic_map(path), segments
 
-    counts = no_counts(len(categories))
-    for image_id, target in tqdm(targets.items(), "panoptic quality", disable=None):
-        path = prediction_folder / results[image_id]["file_name"]
-        target_pair = read(truth_folder / target["file_name"], target, truth)
-        result_pair = read(path, results[image_id], predictions)
-        picture = count_picture(*target_pair, *result_pair, len(categories), str(path))
-        counts = sum_counts([counts, picture])
-    is_thing = np.array([bool(category.get("isthing", 1)) for category in categories])
-    return {"panoptic_seg": panoptic_scores(counts, [str(c["name"]) for c in categories], is_thing)}
+    counts = quality.no_counts(len(categories))
+    for image_id, annotation in tqdm(targets.items(), "panoptic quality", disable=None):
+        target = read(truth_folder, annotation, truth)
+        predicted = read(prediction_folder, results[image_id], predictions)
+        name = str(prediction_folder / results[image_id]["file_name"])
+        picture = quality.count_picture(*target, *predicted, len(categories), name)
+        counts = quality.sum_counts([counts, picture])
+    names = [str(category["name"]) for category in categories]
+    is_thing = [bool(category.get("isthing", 1)) for category in categories]
+    return {"panoptic_seg": quality.panoptic_scores(counts, names, is_thing)}
 
 
 def _folder_of(json_file: Path, annotations: Mapping[Any, Mapping[str, Any]], other: Path) -> Path:
@@ -111,20 +99,20 @@ def _folder_of(json_file: Path, annotations: Mapping[Any, Mapping[str, Any]], ot
 
 
 def score_semantic(
-    predictions: Path, entries: Mapping[str, Entry], classes: SemanticClasses, void_is_background: bool
+    predictions: Path, entries: Mapping[str, Entry], classes: Classes, void_is_background: bool
 ) -> Scores:
     """Return mIoU, fwIoU, mACC, pACC, and PQ with each class of a picture as one segment.
 
     Args:
         predictions: a folder of label files, or `sem_seg_predictions.json`.
-        entries: of the ground truth by stem, as from `label_files` or `entries_by_stem`.
+        entries: of the ground truth by stem, see `by_stem`.
         classes: of the ground truth; its dataset_ids are the category ids of the JSON file.
         void_is_background: see `semantic_quality`.
     """
     read = _label_predictions if predictions.is_dir() else _run_length_predictions
     results = read(predictions, classes)
     _require_all(entries, results, predictions)
-    counts = SemanticCounts(len(classes.names))
+    counts = quality.SemanticCounts(len(classes.names))
     for stem, entry in tqdm(entries.items(), "semantic segmentation", disable=None):
         target = semantic_target(entry, len(classes.names), classes.ignore_label)
         counts.add(target, results[stem](), f"{predictions}, {stem}")
@@ -133,51 +121,44 @@ def score_semantic(
 
 def label_files(folder: Path) -> dict[str, Entry]:
     """Return an entry for each label file in a folder and below, by stem."""
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in LABEL_SUFFIXES)
+    paths = [str(path) for path in sorted(folder.rglob("*")) if path.suffix.lower() in formats.LABEL_SUFFIXES]
     if not paths:
-        raise ValueError(f"{folder}: holds no label files ({', '.join(sorted(LABEL_SUFFIXES))}).")
-    return entries_by_stem({str(path): {"sem_seg_file_name": str(path)} for path in paths})
+        raise ValueError(f"{folder}: holds no label files ({', '.join(sorted(formats.LABEL_SUFFIXES))}).")
+    return by_stem({path: {"sem_seg_file_name": path} for path in paths})
 
 
-def entries_by_stem(entries: Mapping[str, Entry]) -> dict[str, Entry]:
-    """Return entries by the stem of their file name; two with the same stem are an error."""
-    by_stem: dict[str, Entry] = {}
+def by_stem(entries: Mapping[str, Entry]) -> dict[str, Entry]:
+    """Return entries by the stem of their file name; a duplicate is an error."""
+    result: dict[str, Entry] = {}
     for name, entry in entries.items():
         stem = Path(name).stem
-        if stem in by_stem:
+        if stem in result:
             raise ValueError(f"{name}: there is another file {stem}.*; predictions are found by that name.")
-        by_stem[stem] = {"file_name": name, **entry}
-    return by_stem
+        result[stem] = {"file_name": name, **entry}
+    return result
 
 
-def _label_predictions(folder: Path, classes: SemanticClasses) -> dict[str, ReadClasses]:
+def _label_predictions(folder: Path, classes: Classes) -> dict[str, ReadClasses]:
     def read(path: str) -> NDArray[np.int64]:
-        labels, ignore_label = read_label_map(path), classes.ignore_label
+        labels, ignore_label = formats.read_label_map(path), classes.ignore_label
         if labels.dtype == np.uint8 and ignore_label is not None and ignore_label > 255:
             ignore_label = 255  # where a file of 8 bits cannot hold it, see `ClassTable.void_label`
-        return to_classes(labels, len(classes.names), ignore_label, path)
+        return quality.to_classes(labels, len(classes.names), ignore_label, path)
 
-    return {
-        stem: functools.partial(read, entry["sem_seg_file_name"])
-        for stem, entry in label_files(folder).items()
-    }
+    return {stem: partial(read, entry["sem_seg_file_name"]) for stem, entry in label_files(folder).items()}
 
 
-def _run_length_predictions(path: Path, classes: SemanticClasses) -> dict[str, ReadClasses]:
+def _run_length_predictions(path: Path, classes: Classes) -> dict[str, ReadClasses]:
     class_of = {dataset_id: index for index, dataset_id in enumerate(classes.dataset_ids)}
     results: dict[str, list[dict[str, Any]]] = {}
-    for result in read_json(path):
+    for result in formats.read_json(path):
         if result["category_id"] not in class_of:
             raise ValueError(
                 f"{path}: {result['file_name']} has category id {result['category_id']}, which is none of "
                 f"the {len(class_of)} of the ground truth; if ids are not class indices, give --dataset."
             )
         results.setdefault(Path(result["file_name"]).stem, []).append(result)
-
-    def reader(masks: list[dict[str, Any]]) -> ReadClasses:
-        return lambda: _paint(masks, class_of, str(path))
-
-    return {stem: reader(masks) for stem, masks in results.items()}
+    return {stem: partial(_paint, masks, class_of, str(path)) for stem, masks in results.items()}
 
 
 def _paint(masks: list[dict[str, Any]], class_of: Mapping[int, int], source: str) -> NDArray[np.int64]:
@@ -187,7 +168,7 @@ def _paint(masks: list[dict[str, Any]], class_of: Mapping[int, int], source: str
         raise ValueError(f"{source}: {masks[0]['file_name']} has masks of sizes {sorted(sizes)}.")
     painted = np.full(sizes.pop(), len(class_of), np.int64)
     for mask in masks:
-        painted[decode_mask(mask["segmentation"])] = class_of[mask["category_id"]]
+        painted[formats.decode_mask(mask["segmentation"])] = class_of[mask["category_id"]]
     return painted
 
 
@@ -199,63 +180,47 @@ def score_instances(predictions: Path, truth: Path) -> Scores:
         truth: COCO instance annotations.
 
     Returns:
-        "bbox" and "segm", as far as predicted: `COCO_METRICS` and `AP-<class name>`; NaN where the ground
+        "bbox" and "segm", as far as predicted: `COCO_METRICS` and `AP-<class name>`; NaN if the ground
         truth has nothing of that size or class.
     """
-    results = read_json(predictions)
-    content = read_json(truth, keys=("images", "annotations", "categories"))
+    results = formats.read_json(predictions)
+    content = formats.read_json(truth, keys=("images", "annotations", "categories"))
     _check_results(results, content, predictions, truth)
-    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints
-        annotations = COCO(str(truth))
+    by_id = {category["id"]: str(category["name"]) for category in content["categories"]}
+    names = [by_id[index] for index in sorted(by_id)]
+    if not results:
+        return {"segm": dict.fromkeys((*COCO_METRICS, *(f"AP-{name}" for name in names)), 0.0)}
     keys = {"bbox": "bbox", "segm": "segmentation"}
-    tasks = [task for task, key in keys.items() if results and all(key in result for result in results)]
-    return {task: _average_precision(annotations, results, task) for task in tasks or ["segm"]}
+    tasks = [task for task, key in keys.items() if all(key in result for result in results)]
+    MetadataCatalog.pop(str(truth), None)
+    MetadataCatalog.get(str(truth)).set(json_file=str(truth), thing_classes=names)
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints
+        evaluator = COCOEvaluator(str(truth), tasks or ["segm"], distributed=False, use_fast_impl=False)
+        evaluator._predictions = [{"instances": results}]
+        scores = evaluator.evaluate()
+    if len(names) == 1:  # Detectron2 gives no scores by class then
+        scores = {task: values | {f"AP-{names[0]}": values["AP"]} for task, values in scores.items()}
+    return dict(scores)
 
 
 def _check_results(results: Any, truth: dict[str, Any], predictions: Path, truth_path: Path) -> None:
     """Raise ValueError if results cannot be of these annotations."""
-    if not isinstance(results, list) or not all(isinstance(result, dict) for result in results):
-        raise ValueError(f"{predictions}: expected a list of COCO results, found {type(results).__name__}.")
     image_ids = {image["id"] for image in truth["images"]}
+    category_ids = {category["id"] for category in truth["categories"]}
     if len(image_ids) < len(truth["images"]):
         raise ValueError(f"{truth_path}: {len(truth['images']) - len(image_ids)} image ids are there twice.")
-    category_ids = {category["id"] for category in truth["categories"]}
-    for result in results:
-        missing = {"image_id", "category_id", "score"} - result.keys()
-        if missing or not {"bbox", "segmentation"} & result.keys():
+    for result in results if isinstance(results, list) else [results]:
+        keys = set(result) if isinstance(result, dict) else set()
+        if not {"image_id", "category_id", "score"} <= keys or not {"bbox", "segmentation"} & keys:
             raise ValueError(
-                f"{predictions}: a result needs 'image_id', 'category_id', 'score' and 'bbox' or "
-                f"'segmentation'; found {sorted(result)}."
+                f"{predictions}: expected a list of objects with 'image_id', 'category_id', 'score' and "
+                f"'bbox' or 'segmentation'; found {type(result).__name__} with {sorted(keys)}."
             )
         if result["image_id"] not in image_ids or result["category_id"] not in category_ids:
             raise ValueError(
                 f"{predictions}: image id {result['image_id']} with category id {result['category_id']} is "
                 f"not in {truth_path}; is it the annotation file of another data set or split?"
             )
-
-
-def _average_precision(annotations: COCO, results: list[dict[str, Any]], task: str) -> dict[str, float]:
-    names = {category["id"]: category["name"] for category in annotations.loadCats(annotations.getCatIds())}
-    if not results:
-        return dict.fromkeys((*COCO_METRICS, *(f"AP-{name}" for name in names.values())), 0.0)
-    if task == "segm":
-        # With boxes there, pycocotools would take the size of a mask from its box.
-        results = [{key: value for key, value in result.items() if key != "bbox"} for result in results]
-    with contextlib.redirect_stdout(io.StringIO()):
-        evaluation = COCOeval(annotations, annotations.loadRes(results), task)
-        evaluation.evaluate()
-        evaluation.accumulate()
-        evaluation.summarize()
-    scores = {key: _percent(value) for key, value in zip(COCO_METRICS, evaluation.stats, strict=False)}
-    # Axes: IoU threshold, recall, class, size (0: all), number of detections (-1: most). -1: no such class.
-    precision = evaluation.eval["precision"][:, :, :, 0, -1]
-    for index, category_id in enumerate(evaluation.params.catIds):
-        scores[f"AP-{names[category_id]}"] = _percent(np.mean(precision[:, :, index]))
-    return scores
-
-
-def _percent(value: float) -> float:
-    return 100 * float(value) if value >= 0 else float("nan")
 
 
 def _require_all(targets: Collection[Any], results: Collection[Any], predictions: Path) -> None:
@@ -266,9 +231,8 @@ def _require_all(targets: Collection[Any], results: Collection[Any], predictions
             f"{predictions}: {len(missing)} of {len(targets)} true pictures have no prediction, "
             f"the first {missing[0]}; is it the ground truth of another split?"
         )
-    if len(results) > len(targets):
+    extra = len(results) - len(targets)
+    if extra:
         logger.warning(
-            "%s: %d predictions are of pictures without ground truth and do not count.",
-            predictions,
-            len(results) - len(targets),
+            "%s: %d predictions are of pictures without ground truth and do not count.", predictions, extra
         )
