@@ -195,6 +195,7 @@ def test_a_model_of_grey_images_predicts_and_is_drawn(tmp_path, caplog):
     scores = Trainer.test(cfg, model)["sem_seg"]
     augmented = Trainer.test_with_tta(cfg, model)["sem_seg_TTA"]
     assert augmented["mIoU"] == pytest.approx(scores["mIoU"], abs=1e-9)
+    caplog.clear()  # scores, if a test before this one has set the level of the logger
     with caplog.at_level(logging.WARNING):
         draw_samples(model, cfg, cfg.DATASETS.TEST[0], 2, tmp_path / "samples.png")
     assert caplog.text == ""

@@ -268,7 +268,7 @@ class Predictor:
                 "INPUT.MAX_SIZE_TEST: cut the picture, or raise that.",
             )
         resized = transform.apply_image(np.ascontiguousarray(pixels))
-        return torch.from_numpy(np.ascontiguousarray(resized.transpose(2, 0, 1)))
+        return torch.from_numpy(np.require(resized.transpose(2, 0, 1), requirements=("C", "W")))
 
     def _predict_window(
         self, window: Sequence[_Prepared], batch_size: int, request: _Request
