@@ -197,4 +197,4 @@ def _pad(values: np.ndarray, shape: tuple[int, int], padding: int) -> np.ndarray
 
 
 def _as_tensor(image: np.ndarray) -> torch.Tensor:
-    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+    return torch.from_numpy(np.require(image.transpose(2, 0, 1), requirements=("C", "W")))

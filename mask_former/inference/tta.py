@@ -98,7 +98,7 @@ class SemanticSegmentorWithTTA(nn.Module):
             image = entry["original"]
         elif "file_name" in entry:
             array = read_picture(entry["file_name"], self.input_format)
-            image = torch.from_numpy(np.ascontiguousarray(array.transpose(2, 0, 1)))
+            image = torch.from_numpy(np.require(array.transpose(2, 0, 1), requirements=("C", "W")))
         elif "image" in entry:
             image = entry["image"]
         else:
