@@ -173,7 +173,8 @@ class SwinBlock(nn.Module):
     def _attend(self, features: Tensor, shift_mask: Tensor) -> Tensor:
         B, H, W, C = features.shape
         side = self.window_size
-        rows, columns = -(-H // side), -(-W // side)
+        # Not -(-H // side): exporters translate the quotient of a negative size wrongly.
+        rows, columns = (H + side - 1) // side, (W + side - 1) // side
         padded = F.pad(features, (0, 0, 0, columns * side - W, 0, rows * side - H))
         if self.shift:
             padded = padded.roll((-self.shift, -self.shift), dims=(1, 2))
@@ -230,7 +231,8 @@ class SwinStage(nn.Module):
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Return the map of this stage, (B, H, W, C), and what the next stage reads, half as large."""
         _, H, W, _ = features.shape
-        shift_mask = self._shift_mask(-(-H // self.window_size), -(-W // self.window_size), features.device)
+        side = self.window_size
+        shift_mask = self._shift_mask((H + side - 1) // side, (W + side - 1) // side, features.device)
         for block in self.blocks:
             if self.use_checkpoint and torch.is_grad_enabled():
                 features = checkpoint(block, features, shift_mask, use_reentrant=False)
