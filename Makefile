@@ -2,32 +2,36 @@
 # make demo    trains on synthetic shapes, predicts, and leaves output/demo/index.html; goes on where it was
 # make test    the test suite
 # make lint    formatter, linter, type checker
+# make test-lowest    a few minutes of tests with the lowest versions that setup.py allows, in .venv-lowest
 #
-# VENV=.venv and PYTHON=python3 choose where, and with which Python, the environment is made.
+# VENV=.venv and PYTHON=python3 choose where, and with which Python, the environment is made,
+# CONSTRAINTS=constraints.txt the versions in it, and EXTRAS the optional parts.
 
 VENV ?= .venv
 PYTHON ?= python3
+CONSTRAINTS ?= constraints.txt
+EXTRAS ?= test,bridge,lint
 
 python := $(VENV)/bin/python
 pip := $(python) -m pip --disable-pip-version-check --quiet
 ready := $(VENV)/.ready
 
 .DELETE_ON_ERROR:
-.PHONY: setup demo test lint
+.PHONY: setup demo test test-lowest lint
 
 setup: $(ready)
 	@echo "Ready: $$($(python) --version) in $(VENV)"
 
 # Big packages first, so that Detectron2's sdist, whose setup.py imports torch, can be fetched at all.
 # Relative paths throughout: a checkout may lie below a folder with a space in its name.
-$(ready): constraints.txt setup.py Makefile $(wildcard third_party/*/*.py)
+$(ready): $(CONSTRAINTS) setup.py Makefile $(wildcard third_party/*/*.py)
 	@test -x $(python) || $(PYTHON) -m venv $(VENV)
 	@echo "Installing torch (about 3 GB to download the first time) ..."
-	@$(pip) install --constraint constraints.txt torch torchvision setuptools
+	@$(pip) install --constraint $(CONSTRAINTS) torch torchvision setuptools
 	@echo "Installing OpenCV, Detectron2 and the project ..."
-	@$(python) third_party/opencv/install.py --constraint constraints.txt
-	@$(python) third_party/detectron2/install.py --constraint constraints.txt
-	@$(pip) install --constraint constraints.txt --no-build-isolation --editable '.[test,bridge,lint]'
+	@$(python) third_party/opencv/install.py --constraint $(CONSTRAINTS)
+	@$(python) third_party/detectron2/install.py --constraint $(CONSTRAINTS)
+	@$(pip) install --constraint $(CONSTRAINTS) --no-build-isolation --editable '.[$(EXTRAS)]'
 	@touch $(ready)
 
 demo: $(ready)
@@ -35,6 +39,15 @@ demo: $(ready)
 
 test: $(ready)
 	$(python) -m pytest --numprocesses auto
+
+# Python 3.10 where there is one; pyenv, if in use, has to be told.
+LOWEST_PYTHON ?= $(or $(shell PYENV_VERSION=3.10 python3.10 -c 'import sys; print(sys.executable)' \
+    2>/dev/null),$(PYTHON))
+
+test-lowest:
+	@$(MAKE) --no-print-directory setup VENV=.venv-lowest PYTHON=$(LOWEST_PYTHON) \
+	    CONSTRAINTS=constraints-lowest.txt EXTRAS=test
+	.venv-lowest/bin/python -m pytest --numprocesses auto -m 'not slow'
 
 lint: $(ready)
 	$(python) -m ruff check .

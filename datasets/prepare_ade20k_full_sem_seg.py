@@ -20,7 +20,6 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from mask_former.data.class_tables import load_classes
 from mask_former.data.prepare import (
     Job,
     argument_parser,
@@ -29,9 +28,9 @@ from mask_former.data.prepare import (
     read_plain_pickle,
     run_jobs,
     run_program,
-    write_atomically,
     write_labels,
 )
+from mask_former.formats import load_classes, replacing
 
 WHERE_FROM = (
     "Register at https://groups.csail.mit.edu/vision/datasets/ADE20K/request_data/ and unpack "
@@ -116,9 +115,8 @@ def work(job: Job, lookup: np.ndarray) -> None:
         pixels = cv2.resize(pixels, (width, height), interpolation=cv2.INTER_LINEAR)
         labels = cv2.resize(labels, (width, height), interpolation=cv2.INTER_NEAREST)
     # Written anew, small or not, so that no orientation tag is left to turn it away from its labels.
-    write_atomically(
-        picture_target, lambda file: Image.fromarray(pixels).save(file, format="JPEG", quality=95)
-    )
+    with replacing(picture_target) as partial:
+        Image.fromarray(pixels).save(partial, format="JPEG", quality=95)
     write_labels(label_target, labels)
 
 

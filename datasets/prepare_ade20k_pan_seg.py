@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 
-from mask_former.data.class_tables import load_classes
 from mask_former.data.prepare import (
     Job,
     argument_parser,
@@ -27,9 +26,9 @@ from mask_former.data.prepare import (
     read_array,
     run_jobs,
     run_program,
-    write_atomically,
     write_labels,
 )
+from mask_former.formats import box_of_mask, coco_box, load_classes, replacing, rgb_to_id
 
 WHERE_FROM = (
     "Unpack http://data.csail.mit.edu/places/ADEchallenge/ADEChallengeData2016.zip in the folder that holds "
@@ -92,13 +91,11 @@ def _colors(class_ids: list[int]) -> np.ndarray:
 
 
 def _segment(mask: np.ndarray, class_id: int, color: np.ndarray) -> dict[str, Any]:
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    left, top = int(columns[0]), int(rows[0])
     return {
-        "id": int(color @ (1, 256, 65536)),
+        "id": int(rgb_to_id(color)),
         "category_id": class_id,
         "area": int(mask.sum()),
-        "bbox": [left, top, int(columns[-1]) - left + 1, int(rows[-1]) - top + 1],
+        "bbox": coco_box(box_of_mask(mask)),
         "iscrowd": 0,
     }
 
@@ -120,7 +117,8 @@ def work(job: Job) -> None:
 
 
 def _write_json(path: Path, content: Any) -> None:
-    write_atomically(path, lambda file: file.write(json.dumps(content).encode()))
+    with replacing(path) as partial:
+        partial.write_text(json.dumps(content), encoding="utf-8")
 
 
 def prepare_split(data: Path, folder: str, split: str, workers: int, force: bool) -> None:

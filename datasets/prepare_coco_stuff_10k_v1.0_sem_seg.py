@@ -22,9 +22,9 @@ from mask_former.data.prepare import (
     check_exists,
     run_jobs,
     run_program,
-    write_atomically,
     write_labels,
 )
+from mask_former.formats import replacing
 
 WHERE_FROM = (
     "Unpack release v1.0 (not v1.1, whose labels differ) of https://github.com/nightrome/cocostuff10k as "
@@ -76,8 +76,8 @@ def work(job: Job) -> None:
                 f"{picture} is {image.size} pixels wide and high, {matrix} {labels.shape[::-1]}."
             )
     write_labels(label_target, labels)
-    with open(picture, "rb") as source:
-        write_atomically(picture_target, lambda file: shutil.copyfileobj(source, file))
+    with replacing(picture_target) as partial:
+        shutil.copyfile(picture, partial)
 
 
 def main() -> None:

@@ -11,9 +11,8 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.modeling import build_model
 
-from mask_former.checkpoint import describe, described_config
-from mask_former.checkpoint.weights import resolve
-from mask_former.config import available_device, load_config
+from mask_former.checkpoint import describe, described_config, resolve
+from mask_former.config import load_config
 from mask_former.conversion.backbones import describe_backbone
 from mask_former.conversion.inspection import describe_source, fit_report
 from mask_former.conversion.sources import TITLES, Source, read_source
@@ -93,13 +92,7 @@ def configuration(source: Source, config_file: str | None, opts: Sequence[str]) 
             # JSON has 1 where the configuration wants 1.0.
             cfg.merge_from_list([key, float(value) if type(value) is int and key in FLOATS else value])
         return cfg
-    described = described_config(source.metadata)
-    if described is None:
-        return None
-    cfg = load_config()
-    cfg.merge_from_other_cfg(described)
-    cfg.MODEL.DEVICE = available_device(cfg.MODEL.DEVICE)
-    return cfg
+    return described_config(source.metadata)
 
 
 def class_names_of(source: Source, cfg: CfgNode) -> list[str]:

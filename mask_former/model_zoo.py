@@ -16,8 +16,7 @@ from typing import NamedTuple
 from detectron2.config import CfgNode
 from torch import nn
 
-from mask_former.checkpoint import Checkpointer
-from mask_former.checkpoint.weights import resolve
+from mask_former.checkpoint import Checkpointer, resolve
 from mask_former.config import load_config
 from mask_former.prediction.building import build_model
 

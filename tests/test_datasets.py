@@ -14,7 +14,8 @@ from detectron2.data.datasets.coco_panoptic import load_coco_panoptic_json
 from PIL import Image
 
 from mask_former.data import datasets, own_data
-from mask_former.data.class_tables import CLASS_TABLES, distinct_colors, load_classes, panoptic_metadata
+from mask_former.data.panoptic_labels import panoptic_metadata
+from mask_former.formats import CLASS_TABLES, distinct_colors, load_classes
 
 ADE20K_STUFF = (
     "0 1 2 3 4 5 6 9 11 13 16 17 21 25 26 28 29 34 40 46 48 51 52 54 59 60 61 63 68 77 79 84 91 94 96 99 100 "

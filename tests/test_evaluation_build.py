@@ -26,8 +26,8 @@ from mask_former.evaluation import (
     SemanticEvaluator,
     build_evaluators,
     check_ground_truth,
-    id_to_rgb,
 )
+from mask_former.formats import id_to_rgb
 
 NAME = "evaluation_build_test"
 # Classes 1 and 3 are things: neither first nor next to each other, as in ADE20K.
@@ -221,8 +221,8 @@ def cut(path):
         ),
         (lambda f: (f / "0.jpg").unlink(), FileNotFoundError, r"0\.jpg"),
         (lambda f: write_labels(f / "1.png", 4), ValueError, r"1\.png: found labels 4; allowed are 0\.\.3"),
-        (lambda f: cut(f / "1.png"), ValueError, r"1\.png: cannot be decoded"),
-        (lambda f: cut(f / "panoptic_2.png"), ValueError, r"panoptic_2\.png: cannot be decoded"),
+        (lambda f: cut(f / "1.png"), ValueError, r"1\.png cannot be read"),
+        (lambda f: cut(f / "panoptic_2.png"), ValueError, r"panoptic_2\.png cannot be read"),
         (lambda f: Image.new("RGB", (9, 9), (9, 0, 0)).save(f / "panoptic_0.png"), ValueError, r"ids \[9\]"),
         (lambda f: (f / "instances.json").unlink(), FileNotFoundError, r"instances\.json are missing"),
         (lambda f: cut(f / "instances.json"), ValueError, r"instances\.json: expected COCO instance"),

@@ -11,8 +11,9 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import Boxes, Instances
 from PIL import Image
 
-from mask_former.evaluation import InstanceEvaluator, PanopticEvaluator, SemanticEvaluator, id_to_rgb
+from mask_former.evaluation import InstanceEvaluator, PanopticEvaluator, SemanticEvaluator
 from mask_former.evaluation.__main__ import main
+from mask_former.formats import id_to_rgb
 
 NAME = "evaluation_cli_test"
 NAMES = ["ball", "tree", "sky"]

@@ -16,12 +16,10 @@ from mask_former.evaluation import (
     PanopticEvaluator,
     Segments,
     count_picture,
-    id_to_rgb,
     panoptic_scores,
-    read_panoptic_map,
-    rgb_to_id,
     segments_from_info,
 )
+from mask_former.formats import id_to_rgb, rgb_to_id
 
 NAMES = ["ball", "tree", "sky", "road"]
 IS_THING = np.array([True, True, False, False])
@@ -203,22 +201,6 @@ def test_truth_with_ids_missing_from_its_list_is_named():
 def test_wrong_segment_list_is_named(infos, message):
     with pytest.raises(ValueError, match=message):
         segments_from_info(infos, {0: 0, 1: 1}, "a.png")
-
-
-@pytest.mark.parametrize("mode", ["L", "P", "RGBA"])
-def test_panoptic_file_that_is_not_rgb_is_refused(tmp_path, mode):
-    Image.new("RGB", (4, 3)).convert(mode).save(tmp_path / "a.png")
-    with pytest.raises(ValueError, match=rf"a\.png: expected an RGB panoptic map .* found mode {mode}"):
-        read_panoptic_map(tmp_path / "a.png")
-
-
-def test_truncated_file_is_named(tmp_path):
-    noise = np.random.default_rng(0).integers(0, 255, (40, 40, 3), np.uint8)
-    Image.fromarray(noise).save(tmp_path / "a.png")
-    whole = (tmp_path / "a.png").read_bytes()
-    (tmp_path / "a.png").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(ValueError, match=r"a\.png: cannot be decoded"):
-        read_panoptic_map(tmp_path / "a.png")
 
 
 def write_dataset(folder, cases):

@@ -15,10 +15,9 @@ from PIL import Image
 from mask_former.evaluation import (
     SemanticCounts,
     SemanticEvaluator,
-    id_to_rgb,
-    read_label_map,
     semantic_scores,
 )
+from mask_former.formats import id_to_rgb
 
 NAME = "semantic_evaluator_test"
 
@@ -175,31 +174,6 @@ def test_sixteen_bit_labels_and_their_ignore_label_are_read_whole(make_dataset):
     scores = evaluate(SemanticEvaluator(NAME), entries, [torch.tensor([[0, 700, 845, 3]])])
     assert scores["pACC"] == pytest.approx(200 / 3)
     assert scores["IoU-c700"] == 100
-
-
-def test_palette_file_is_read_as_indices(tmp_path):
-    labels = np.array([[0, 3, 65]], np.uint8)
-    image = Image.fromarray(labels, mode="P")
-    image.putpalette([255 - value for value in range(256) for _ in range(3)])
-    image.save(tmp_path / "a.png")
-    assert Image.open(tmp_path / "a.png").mode == "P"
-    np.testing.assert_array_equal(read_label_map(tmp_path / "a.png"), labels)
-
-
-@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, bool])
-def test_label_values_survive_the_file(tmp_path, dtype):
-    highest = dtype(1 if dtype is bool else np.iinfo(dtype).max)
-    labels = np.array([[0, 1, 1], [1, 0, 1]], dtype) * highest
-    Image.fromarray(labels).save(tmp_path / "a.png")
-    read = read_label_map(tmp_path / "a.png")
-    assert np.issubdtype(read.dtype, np.integer)
-    np.testing.assert_array_equal(read, labels)
-
-
-def test_coloured_label_file_is_refused_by_name(tmp_path):
-    Image.new("RGB", (4, 3)).save(tmp_path / "a.png")
-    with pytest.raises(ValueError, match=r"a\.png: expected a label map .* found a picture of mode RGB"):
-        read_label_map(tmp_path / "a.png")
 
 
 def test_semantic_truth_is_taken_from_panoptic_files_where_there_is_no_other(tmp_path, make_dataset):

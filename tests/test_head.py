@@ -14,7 +14,6 @@ from mask_former.config import load_config
 from mask_former.modeling import head as head_module
 from mask_former.modeling import per_pixel as per_pixel
 from mask_former.modeling.head import MaskFormerHead, old_names
-from mask_former.modeling.transformer_decoder import TRANSFORMER_DECODER_REGISTRY
 
 BASELINE = {"MODEL.SEM_SEG_HEAD.NAME": "PerPixelBaselineHead"}
 BASELINE_PLUS = {
@@ -124,28 +123,6 @@ def test_memory_that_nothing_gives_is_refused_when_the_head_is_built(name: str, 
     }
     with pytest.raises(ValueError, match=rf"TRANSFORMER_IN_FEATURE is {message}"):
         built(options)
-
-
-def test_inspection_shows_every_layer():
-    head, maps = built(ENCODER).eval(), backbone_maps(70, 101)
-    inspection = head.inspect(maps)
-    assert all(map(torch.equal, inspection.predictions[-1], head(maps)[-1]))
-    assert [tuple(states.shape) for states in inspection.query_embeddings] == [(2, 7, 16)] * 3
-    assert [tuple(attention.shape) for attention in inspection.cross_attention] == [(2, 4, 7, 3, 4)] * 3
-
-
-def test_decoder_that_cannot_be_inspected_is_named():
-    class TransformerDecoderOfOthers(nn.Module):
-        def __init__(self, cfg, in_channels, mask_classification):
-            super().__init__()
-
-    TRANSFORMER_DECODER_REGISTRY.register(TransformerDecoderOfOthers)
-    try:
-        head = built({"MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME": "TransformerDecoderOfOthers"})
-    finally:
-        del TRANSFORMER_DECODER_REGISTRY._obj_map["TransformerDecoderOfOthers"]
-    with pytest.raises(TypeError, match=r"TransformerDecoderOfOthers has no method `inspect`"):
-        head.inspect(backbone_maps(64, 96))
 
 
 def output_of(head: nn.Module, maps: dict[str, Tensor]) -> list[Tensor]:

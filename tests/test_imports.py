@@ -11,8 +11,9 @@ PACKAGE = Path(__file__).parent.parent / "mask_former"
 ALLOWED = {
     "config": set(),
     "solver": set(),
-    "data": {"data"},
-    "evaluation": {"evaluation"},
+    "formats": set(),
+    "data": {"data", "formats"},
+    "evaluation": {"evaluation", "formats"},
     # Logits to results; no modules.
     "inference": {"inference"},
     # The model.
@@ -35,26 +36,27 @@ ALLOWED = {
     },
     "modeling.preparation": {"modeling"},
     # Weight files.
-    "checkpoint": {"checkpoint"},
-    "conversion": {"conversion", "checkpoint"},
+    "checkpoint": {"checkpoint", "config", "formats"},
+    "conversion": {"conversion", "checkpoint", "formats"},
     "convert": {"conversion", "checkpoint", "config"},
     # Predictions for users.
     "prediction": {
         *("prediction", "config", "checkpoint", "inference", "model_zoo", "modeling.preparation"),
-        *("data.class_tables", "data.pictures", "evaluation.labels"),
+        "formats",
     },
     "model_zoo": {"config", "checkpoint", "prediction.building"},
     # Programs.
     "engine": {
         *("engine", "config", "checkpoint", "data", "evaluation", "inference", "prediction"),
-        *("solver", "modeling.recomputing"),
+        *("solver", "modeling.recomputing", "formats"),
     },
     "demonstration": {
-        *("demonstration", "prediction", "model_zoo", "config", "checkpoint", "engine", "data.root"),
+        *("demonstration", "prediction", "model_zoo", "config", "checkpoint", "engine"),
+        *("data.root", "formats"),
     },
     "benchmark": {
         *("benchmark", "config", "model_zoo", "prediction.building", "conversion", "inference"),
-        *("modeling", "data", "evaluation", "solver"),
+        *("modeling", "data", "evaluation", "formats", "solver"),
     },
 }
 BANNED = {"torchvision", "timm", "transformers"}

@@ -186,14 +186,6 @@ def test_the_tensor_only_middle_gives_the_predictions(model):
     assert prediction.mask_logits.shape == (1, NUM_QUERIES, 16, 24)
 
 
-def test_inspection_sees_the_same_answer(model):
-    images = model.normalize(picture_of(64, 96))[None]
-    with torch.no_grad():
-        (answer,) = model.predict(images)
-        inspection = model.inspect(images)
-    assert torch.allclose(inspection.predictions[-1].mask_logits, answer.mask_logits, atol=1e-5)
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.int16])
 def test_pictures_of_other_types_give_the_same_as_bytes(model, dtype):
     image = picture_of(40, 50)

@@ -114,6 +114,24 @@ def test_plus_baseline_scores_class_k_with_the_mask_of_query_k():
         assert scores[1, label, y, x].item() == pytest.approx(expected, abs=1e-4)
 
 
+@pytest.mark.parametrize("finest", ["res3", "res4"])
+@BOTH
+def test_scores_have_the_size_of_the_input_whatever_the_finest_map(options: dict[str, object], finest: str):
+    names = [name for name in SHAPES if name >= finest]
+    head = built(options | {"MODEL.SEM_SEG_HEAD.IN_FEATURES": names}).eval()
+    maps = backbone_maps(64, 96)
+    embeddings = head.pixel_decoder.forward_features(maps).mask_features
+    small = (
+        head.predictor(embeddings) if options is PLAIN else head.predictor(maps["res5"], embeddings)[-1][1]
+    )
+    assert small.shape == (2, 5, 64 // SHAPES[finest].stride, 96 // SHAPES[finest].stride)
+    scores, _ = head(maps)
+    assert scores.shape == (2, 5, 64, 96)
+    for label, y, x in [(0, 0, 0), (3, 17, 50), (4, 63, 95)]:
+        expected = score_at(small[1, label], y, x, 64, 96)
+        assert scores[1, label, y, x].item() == pytest.approx(expected, abs=1e-4)
+
+
 def test_plus_baseline_supervises_every_layer_only_when_deep():
     maps, targets = backbone_maps(64, 96), labels(64, 96)
     assert set(built(PLUS)(maps, targets)[1]) == {"loss_sem_seg_0", "loss_sem_seg_1", "loss_sem_seg"}

@@ -17,7 +17,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
 from mask_former.data import datasets, prepare
-from mask_former.data.class_tables import load_classes
+from mask_former.formats import load_classes
 
 PROGRAMS = Path(__file__).parents[1] / "datasets"
 ADE20K = "ADEChallengeData2016"

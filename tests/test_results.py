@@ -16,7 +16,7 @@ from small_predictors import CLASSES, COLORS, NAMES, decided_model, picture, sma
 
 from mask_former.engine.sample_pictures import draw_samples
 from mask_former.evaluation.__main__ import main as evaluate
-from mask_former.evaluation.labels import id_to_rgb, read_panoptic_map
+from mask_former.formats import id_to_rgb, read_panoptic_map
 from mask_former.prediction.classes import classes_from_description
 from mask_former.prediction.drawing import segment_colors
 from mask_former.prediction.forming import segments_of_map

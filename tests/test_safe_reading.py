@@ -17,8 +17,7 @@ import torch
 from safetensors.torch import save, save_file
 
 from mask_former.checkpoint import read_checkpoint
-from mask_former.checkpoint.restricted_pickle import DamagedFileError, UnsafeFileError
-from mask_former.checkpoint.safe_reading import as_tensors, read_file
+from mask_former.checkpoint.unpickling import DamagedFileError, UnsafeFileError
 
 REFUSED = (UnsafeFileError, DamagedFileError)
 
@@ -60,14 +59,13 @@ PLAIN = {
 def test_pickles_of_arrays_and_containers_are_read_as_python_reads_them(tmp_path, protocol):
     file = tmp_path / "weights.pkl"
     file.write_bytes(pickle.dumps({"model": arrays(), "number": np.float32(1.5), **PLAIN}, protocol))
-    found = read_file(file)
-    assert found["number"] == 1.5
-    assert {name: found[name] for name in PLAIN} == PLAIN
+    checkpoint = read_checkpoint(file)
+    assert checkpoint["number"] == 1.5
+    assert {name: checkpoint[name] for name in PLAIN} == PLAIN
     for name, expected in arrays().items():
-        np.testing.assert_array_equal(found["model"][name], expected)
-    tensors = as_tensors(found["model"], file)
-    assert tensors["big_endian"].tolist() == [0, 1, 2, 3]
-    assert tensors["f_order"][1].tolist() == [4, 5, 6, 7]
+        np.testing.assert_array_equal(checkpoint["model"][name].numpy(), expected)
+    assert checkpoint["model"]["big_endian"].tolist() == [0, 1, 2, 3]
+    assert checkpoint["model"]["f_order"][1].tolist() == [4, 5, 6, 7]
 
 
 def write_as(kind, content, file):
@@ -81,19 +79,18 @@ def write_as(kind, content, file):
 def test_tensors_are_read_as_they_were_written(tmp_path, kind):
     file = tmp_path / "weights"
     write_as(kind, {"model": weights(), **PLAIN}, file)
-    found = read_file(file)
-    assert {name: found[name] for name in PLAIN} == PLAIN
+    checkpoint = read_checkpoint(file)
+    assert {name: checkpoint[name] for name in PLAIN} == PLAIN
     for name, expected in weights().items():
-        assert found["model"][name].dtype == expected.dtype
-        assert torch.equal(found["model"][name], expected), name
+        assert checkpoint["model"][name].dtype == expected.dtype
+        assert torch.equal(checkpoint["model"][name], expected), name
 
 
 def test_versions_of_modules_are_kept(tmp_path):
     state = torch.nn.BatchNorm1d(3).state_dict()
     for kind in ("archive", "old torch file"):
         write_as(kind, {"model": state}, tmp_path / "w")
-        tensors = as_tensors(read_file(tmp_path / "w")["model"], "w")
-        assert tensors._metadata[""] == {"version": 2}
+        assert read_checkpoint(tmp_path / "w")["model"]._metadata[""] == {"version": 2}
 
 
 def test_byte_strings_of_python_2_are_read(tmp_path):
@@ -106,14 +103,14 @@ def test_byte_strings_of_python_2_are_read(tmp_path):
         b"\x89U\x08" + data + b"tbs."
     )
     (tmp_path / "w.pkl").write_bytes(stream)
-    assert read_file(tmp_path / "w.pkl")["a"].tolist() == [1, 2]
+    assert read_checkpoint(tmp_path / "w.pkl")["model"]["a"].tolist() == [1, 2]
 
 
 def test_safetensors_are_read(tmp_path):
     expected = {"a": torch.randn(2, 3), "b": torch.arange(4)}
     save_file(expected, str(tmp_path / "w.safetensors"))
-    found = read_file(tmp_path / "w.safetensors")["model"]
-    assert all(torch.equal(found[name], value) for name, value in expected.items())
+    tensors = read_checkpoint(tmp_path / "w.safetensors")["model"]
+    assert all(torch.equal(tensors[name], value) for name, value in expected.items())
 
 
 @pytest.mark.parametrize("name", hostile_files.code_runners(""))
@@ -123,7 +120,7 @@ def test_files_that_would_run_code_are_refused(tmp_path, name):
     file.write_bytes(hostile_files.code_runners(str(witness))[name])
     before = set(sys.modules)
     with pytest.raises(REFUSED, match=re.escape(str(file))):
-        read_file(file)
+        read_checkpoint(file)
     assert not witness.exists()
     assert "antigravity" not in sys.modules
     imported = set(sys.modules) - before
@@ -134,22 +131,23 @@ def test_the_refusal_names_the_global_and_the_way_out(tmp_path):
     file = tmp_path / "weights.pkl"
     file.write_bytes(hostile_files.code_runners("x")["os.system"])
     with pytest.raises(UnsafeFileError, match=r"names 'os\.system'.*allow_unsafe"):
-        read_file(file)
+        read_checkpoint(file)
 
 
 def test_the_flag_reads_without_restriction(tmp_path):
     witness = tmp_path / "witness"
     file = tmp_path / "weights.pkl"
     file.write_bytes(hostile_files.code_runners(str(witness))["builtins.open"])
-    read_file(file, allow_unsafe=True)
+    with pytest.raises(DamagedFileError, match="holds a TextIOWrapper; expected a dict of weights"):
+        read_checkpoint(file, allow_unsafe=True)
     assert witness.exists()  # which also shows that the files of this corpus work
 
 
 def test_what_only_torch_refuses_is_named_with_the_way_out(tmp_path):
     torch.save({"model": weights(), "score": np.float32(1)}, tmp_path / "w.pth")
     with pytest.raises(UnsafeFileError, match=r"multiarray\.scalar.*allow_unsafe"):
-        read_file(tmp_path / "w.pth")
-    assert read_file(tmp_path / "w.pth", allow_unsafe=True)["score"] == 1
+        read_checkpoint(tmp_path / "w.pth")
+    assert read_checkpoint(tmp_path / "w.pth", allow_unsafe=True)["score"] == 1
 
 
 @pytest.mark.parametrize("name", hostile_files.damaged())
@@ -157,19 +155,18 @@ def test_damaged_files_are_refused(tmp_path, name):
     file = tmp_path / "weights.pkl"
     file.write_bytes(hostile_files.damaged()[name])
     with pytest.raises(DamagedFileError, match=re.escape(str(file))):
-        read_file(file)
+        read_checkpoint(file)
 
 
 READ_ALL = """
 import resource, sys, time
 from pathlib import Path
-from mask_former.checkpoint.safe_reading import read_file
 from mask_former.checkpoint import read_checkpoint
-from mask_former.checkpoint.restricted_pickle import DamagedFileError, UnsafeFileError
+from mask_former.checkpoint.unpickling import DamagedFileError, UnsafeFileError
 for file in sorted(Path(sys.argv[1]).iterdir()):
     before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
     try:
-        read_file(file)
+        read_checkpoint(file)
         outcome = "read"
     except (DamagedFileError, UnsafeFileError):
         outcome = "refused"

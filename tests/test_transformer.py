@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -193,28 +194,6 @@ def test_dropout_acts_in_training_only():
     assert torch.equal(decoder(queries, memory)[-1], decoder(queries, memory)[-1])
 
 
-def test_inspection_gives_the_same_states_and_the_attention_of_each_head():
-    decoder = randomize(TransformerDecoder(2, POST_NORM)).eval()
-    queries, memory = torch.randn(4, 12), torch.randn(2, 12, 3, 5)
-    states, maps = decoder.inspect(queries, memory)
-    assert all(map(torch.equal, states, decoder(queries, memory)))
-    assert [tuple(attention.shape) for attention in maps] == [(2, 3, 4, 3, 5)] * 2
-
-    layer, values = decoder.layers[0], map_to_sequence(memory)
-    x = layer.norm1(layer.self_attn(queries[None], queries[None], torch.zeros(1, 4, 12))[0])
-    query = (x + queries).expand(2, -1, -1)
-    keys = values + sine_positions(memory)
-    _, expected = layer.multihead_attn(query, keys, values, average_attn_weights=False)
-    torch.testing.assert_close(maps[0].flatten(3), expected, atol=1e-5, rtol=1e-5)
-
-
-def test_inspection_leaves_no_hook_behind_even_when_it_fails():
-    decoder = TransformerDecoder(2, POST_NORM)
-    with pytest.raises(RuntimeError):
-        decoder.inspect(torch.randn(4, 12), torch.randn(1, 8, 3, 5))
-    assert not any(module._forward_pre_hooks for module in decoder.modules())
-
-
 class Operations(TorchDispatchMode):
     """Collects the names of the operations that run."""
 
@@ -234,12 +213,25 @@ def test_forward_computes_no_attention_weights(with_gradient: bool):
         decoder(torch.randn(4, 12), encoder(torch.randn(1, 12, 3, 5)))
     assert any("scaled_dot_product" in name for name in operations.names)
     assert not any("softmax" in name or "_native_multi_head" in name for name in operations.names)
-    with Operations() as operations:
-        decoder.inspect(torch.randn(4, 12), torch.randn(1, 12, 3, 5))
-    assert any("softmax" in name for name in operations.names)
 
 
 @pytest.mark.parametrize(("channels", "heads"), [(20, 8), (18, 3), (0, 8)])
 def test_width_that_does_not_divide_is_refused_by_key(channels: int, heads: int):
     with pytest.raises(ValueError, match=rf"MODEL\.X is {channels}.*NHEADS, which is {heads}"):
         check_width(channels, heads, "MODEL.X")
+
+
+@pytest.mark.parametrize("largest_logit", [1e3, 1e5])
+def test_gradients_vanish_where_attention_is_saturated(largest_logit: float):
+    options = LayerOptions(64, num_heads=1, feedforward_channels=20, dropout=0.0, normalize_before=False)
+    layer = randomize(EncoderLayer(options))
+    states = F.normalize(torch.randn(1, 49, 64), dim=2)
+    with torch.no_grad():
+        # Queries and keys are multiples of the states, so that each position attends to itself alone: the
+        # weights of the others are exp(-200) and less.
+        layer.self_attn.in_proj_weight[:128] = torch.eye(64).repeat(2, 1) * (8 * largest_logit) ** 0.5
+        layer.self_attn.in_proj_bias.zero_()
+    layer(states, torch.zeros(1, 49, 64)).sin().sum().backward()
+    of_queries_and_keys, of_values = layer.self_attn.in_proj_weight.grad.split([128, 64])
+    assert of_values.norm() > 1
+    assert of_queries_and_keys.abs().max() == 0

@@ -29,16 +29,23 @@ def decoder_inputs(in_channels: int = 20) -> tuple[Tensor, Tensor]:
     return torch.randn(2, in_channels, 3, 4), torch.randn(2, 24, 18, 25)
 
 
+def query_embeddings(decoder: nn.Module, memory: Tensor) -> list[Tensor]:
+    """The states of the queries after each layer, from the projected memory."""
+    projected = torch.einsum("oc,bchw->bohw", decoder.input_proj.weight[:, :, 0, 0], memory)
+    projected = projected + decoder.input_proj.bias[:, None, None]
+    return decoder.transformer.decoder(decoder.query_embed.weight, projected)
+
+
 def test_registry_holds_the_standard_decoder():
     assert TRANSFORMER_DECODER_REGISTRY.get("StandardTransformerDecoder") is StandardTransformerDecoder
 
 
 def test_mask_logits_are_dot_products_of_mask_embeddings_and_pixels():
-    decoder, (memory, mask_features) = built().eval(), decoder_inputs()
-    inspection = decoder.inspect(memory, mask_features)
+    decoder, (memory, mask_features) = built({"MODEL.MASK_FORMER.DROPOUT": 0.0}), decoder_inputs()
     weights = [(layer.weight, layer.bias) for layer in decoder.mask_embed.layers]
     assert [tuple(w.shape) for w, _ in weights] == [(16, 16), (16, 16), (24, 16)]
-    for prediction, states in zip(inspection.predictions, inspection.query_embeddings, strict=True):
+    predictions, embeddings = decoder(memory, mask_features), query_embeddings(decoder, memory)
+    for prediction, states in zip(predictions, embeddings, strict=True):
         (w0, b0), (w1, b1), (w2, b2) = weights
         hidden = (states @ w0.T + b0).clamp(min=0)
         embedding = (hidden @ w1.T + b1).clamp(min=0) @ w2.T + b2
@@ -51,18 +58,10 @@ def test_mask_logits_are_dot_products_of_mask_embeddings_and_pixels():
 
 def test_class_logits_are_linear_in_the_query_embeddings():
     decoder, (memory, mask_features) = built().eval(), decoder_inputs()
-    inspection = decoder.inspect(memory, mask_features)
-    expected = inspection.query_embeddings[-1] @ decoder.class_embed.weight.T + decoder.class_embed.bias
+    states = query_embeddings(decoder, memory)[-1]
+    expected = states @ decoder.class_embed.weight.T + decoder.class_embed.bias
     assert expected.shape == (2, 7, 6)
-    torch.testing.assert_close(inspection.predictions[-1].class_logits, expected)
-
-
-def test_query_embeddings_are_read_from_the_projected_memory():
-    decoder, (memory, mask_features) = built().eval(), decoder_inputs()
-    projected = torch.einsum("oc,bchw->bohw", decoder.input_proj.weight[:, :, 0, 0], memory)
-    projected = projected + decoder.input_proj.bias[:, None, None]
-    expected = decoder.transformer.decoder(decoder.query_embed.weight, projected)
-    torch.testing.assert_close(decoder.inspect(memory, mask_features).query_embeddings, expected)
+    torch.testing.assert_close(decoder(memory, mask_features)[-1].class_logits, expected)
 
 
 @pytest.mark.parametrize(
@@ -80,20 +79,9 @@ def test_supervised_layers_answer_in_training(deep_supervision: bool, training: 
 def test_answer_is_the_last_layer_in_training_and_evaluation():
     decoder, maps = built({"MODEL.MASK_FORMER.DROPOUT": 0.0}), decoder_inputs()
     in_training, [in_evaluation] = decoder(*maps), decoder.eval()(*maps)
-    inspected = decoder.inspect(*maps).predictions
-    for trained, seen in zip(in_training, inspected, strict=True):
-        torch.testing.assert_close(trained, seen)
     torch.testing.assert_close(in_training[-1], in_evaluation)
-    for earlier, later in pairwise(inspected):
+    for earlier, later in pairwise(in_training):
         assert not torch.allclose(earlier.mask_logits, later.mask_logits)
-
-
-def test_inspection_tells_where_each_query_looks():
-    inspection = built().eval().inspect(*decoder_inputs())
-    assert [tuple(states.shape) for states in inspection.query_embeddings] == [(2, 7, 16)] * 3
-    assert [tuple(attention.shape) for attention in inspection.cross_attention] == [(2, 4, 7, 3, 4)] * 3
-    for attention in inspection.cross_attention:
-        torch.testing.assert_close(attention.sum(dim=(3, 4)), torch.ones(2, 4, 7))
 
 
 def test_without_classification_there_is_no_classifier():

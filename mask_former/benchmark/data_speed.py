@@ -21,6 +21,7 @@ from mask_former.benchmark.subjects import IGNORE_LABEL, check_segments, registe
 from mask_former.data.augmentations import crop_recipe
 from mask_former.data.loader import build_train_loader
 from mask_former.data.mapper import build_train_mapper
+from mask_former.formats import id_to_rgb
 
 NAME = "benchmark_training_pictures"
 # Samples in a run of either way, whose times are compared.
@@ -57,8 +58,7 @@ def write_entry(folder: Path, size: tuple[int, int], segments: int) -> Entry:
     Image.fromarray(cells.astype(np.uint8)).save(names["sem_seg_file_name"])
     # Numbers that use all three channels.
     ids = (cells + 1) * 40503
-    colours = np.stack([ids % 256, ids // 256 % 256, ids // 65536], axis=-1).astype(np.uint8)
-    Image.fromarray(colours).save(names["pan_seg_file_name"])
+    Image.fromarray(id_to_rgb(ids)).save(names["pan_seg_file_name"])
     infos = [{"id": (i + 1) * 40503, "category_id": i, "iscrowd": 0} for i in range(segments)]
     return {**names, "height": height, "width": width, "ignore_label": IGNORE_LABEL, "segments_info": infos}
 

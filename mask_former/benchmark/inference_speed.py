@@ -22,7 +22,7 @@ from mask_former.benchmark.subjects import (
 )
 from mask_former.benchmark.timing import Run, Stopwatch
 from mask_former.conversion.targets import write_hugging_face
-from mask_former.data.pictures import read_picture
+from mask_former.formats import read_picture
 from mask_former.inference.resizing import Sizes
 from mask_former.modeling.preparation import prepare_for_inference
 from mask_former.modeling.structures import Prediction

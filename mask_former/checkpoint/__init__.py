@@ -1,21 +1,8 @@
-"""Weight files: found by name, read safely, fitted to a model with one report, written whole."""
+"""Weight files: located by name, read safely, fitted to a model with one report, written atomically."""
 
-from mask_former.checkpoint.checkpointer import (
-    Checkpointer,
-    dataset_ids_of,
-    describe,
-    described_classes,
-    described_config,
-    flat_metrics,
-    read_checkpoint,
-)
+from mask_former.checkpoint.checkpointer import Checkpointer
+from mask_former.checkpoint.description import describe, described_config, flat_metrics
+from mask_former.checkpoint.locating import resolve
+from mask_former.checkpoint.reading import read_checkpoint
 
-__all__ = [
-    "Checkpointer",
-    "dataset_ids_of",
-    "describe",
-    "described_classes",
-    "described_config",
-    "flat_metrics",
-    "read_checkpoint",
-]
+__all__ = ["Checkpointer", "describe", "described_config", "flat_metrics", "read_checkpoint", "resolve"]

@@ -1,42 +1,26 @@
-"""The checkpointer of every entry point: safe reading, one report of what did not fit, whole writing.
+"""The checkpointer of every entry point: Detectron2's, with safe reading, a report, and atomic writing."""
 
-What is written describes itself: besides the weights it holds what is needed to predict with them, as
-plain texts and numbers under "metadata" (see `describe`).
-"""
-
-import json
-import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import yaml
 from detectron2.checkpoint import DetectionCheckpointer
-from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts
-from detectron2.config import CfgNode
 from torch import nn
 
-from mask_former.checkpoint.atomic_writing import replacing, save_atomically, save_safetensors
-from mask_former.checkpoint.restricted_pickle import DamagedFileError
-from mask_former.checkpoint.safe_reading import as_tensors, read_file
-from mask_former.checkpoint.weight_fitting import LoadReport, fit_weights
-from mask_former.checkpoint.weights import resolve
-
-logger = logging.getLogger(__name__)
-
-# Raised when the meaning of an entry of the metadata changes.
-METADATA_FORMAT = 1
-# Ours have some thousand values, most of them names and colours of classes.
-MAX_METADATA_VALUES = 100_000
+from mask_former.checkpoint.atomic_writing import save_atomically, save_safetensors
+from mask_former.checkpoint.description import class_names_of
+from mask_former.checkpoint.fitting import LoadReport, load_weights
+from mask_former.checkpoint.locating import resolve
+from mask_former.checkpoint.reading import read_checkpoint
+from mask_former.formats import replacing
 
 
 class Checkpointer(DetectionCheckpointer):
-    """Detectron2's checkpointer, with safe reading, a report, and self-describing files written whole.
+    """Detectron2's checkpointer, with safe reading, a report, and self-describing files written atomically.
 
     Attributes:
         metadata: what is written beside the weights; entries may be changed at any time.
-        report: what became of the last file that was loaded, None before.
+        report: the result of the last loading, None before.
     """
 
     def __init__(
@@ -56,7 +40,7 @@ class Checkpointer(DetectionCheckpointer):
             model: the model, wrapped for several processes or not.
             save_dir: folder of the checkpoints.
             save_to_disk: by default, only the main process writes.
-            metadata: see `describe`; its "class_names" carry classifier rows over by name.
+            metadata: see `describe`.
             strict: raise ValueError unless the model then holds the file's weights, all of them.
             allow_unsafe: read pickles without restriction, which runs whatever code a file names.
             checkpointables: what else is saved and resumed: objects with `state_dict` and `load_state_dict`.
@@ -67,12 +51,19 @@ class Checkpointer(DetectionCheckpointer):
         self.allow_unsafe = allow_unsafe
         self.report: LoadReport | None = None
         self._source = ""
+        self._match_class_names = False
 
-    def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Load a file (a path, URL or `detectron2://` name) and return what it holds besides the weights."""
-        if not path:
-            return super().load(path, *args, **kwargs)
-        return super().load(str(resolve(path)), *args, **kwargs)
+    def load(self, path: str, *args: Any, match_class_names: bool = False, **kwargs: Any) -> dict[str, Any]:
+        """Load a file and return what it holds besides the weights.
+
+        Args:
+            path: a path, URL or `detectron2://` name; empty: nothing is loaded.
+            args: as Detectron2's.
+            match_class_names: carry classifier rows over by class name, for training on another class list.
+            kwargs: as Detectron2's.
+        """
+        self._match_class_names = match_class_names
+        return super().load(str(resolve(path)) if path else path, *args, **kwargs)
 
     def save(self, name: str, tag_last: bool = True, **extra: Any) -> None:
         """Write `name`.pth: the model, everything that is to be resumed, the metadata and `extra`.
@@ -114,162 +105,12 @@ class Checkpointer(DetectionCheckpointer):
         return read_checkpoint(filename, self.allow_unsafe)
 
     def _load_model(self, checkpoint: dict[str, Any]) -> None:
-        state = checkpoint.pop("model")
-        if checkpoint.get("__author__") == "Caffe2":
-            state = align_and_update_state_dicts(self.model.state_dict(), state, c2_conversion=True)
-        fitted, self.report = fit_weights(
-            state,
+        self.report = load_weights(
             self.model,
-            source=self._source,
-            file_classes=described_classes(checkpoint.get("metadata", {})),
-            model_classes=described_classes(self.metadata),
+            checkpoint,
+            self._source,
+            class_names=class_names_of(self.metadata),
+            match_class_names=self._match_class_names,
+            strict=self.strict,
         )
-        if self.strict and not self.report.is_complete:
-            raise ValueError(
-                f"Not every entry fits, and loading is strict (leave out --strict to accept).\n{self.report}"
-            )
-        self.model.load_state_dict(fitted, strict=False)
-        logger.log(logging.INFO if self.report.is_complete else logging.WARNING, "%s", self.report)
-
-
-def read_checkpoint(file: str | Path, allow_unsafe: bool = False) -> dict[str, Any]:
-    """Return a weight file of any kind as a dict with "model", name -> tensor, and what else it holds.
-
-    A state dict alone, and one under "state_dict", are taken as well; a pickle without "model" is Caffe2's.
-    """
-    content = read_file(file, allow_unsafe)
-    if not isinstance(content, Mapping):
-        raise DamagedFileError(f"{file} holds a {type(content).__name__}; expected a dict of weights.")
-    data = dict(content)
-    if "metadata_json" in data:
-        data["metadata"] = _from_json(data.pop("metadata_json"), file)
-    if not isinstance(data.get("metadata", {}), dict):
-        data.pop("metadata")
-    _refuse_endless(data.get("metadata"), f"The metadata of {file}")
-    if isinstance(data.get("model"), Mapping):
-        return {**data, "model": as_tensors(data["model"], file)}
-    if isinstance(data.get("state_dict"), Mapping):
-        state = data.pop("state_dict")
-        return {**data, "model": as_tensors(state, file)}
-    if "blobs" in data or any(str(name).endswith(("_bn_s", "_w")) for name in data):
-        blobs = data.get("blobs", data)
-        if not isinstance(blobs, Mapping):
-            raise DamagedFileError(f"{file} holds a {type(blobs).__name__} under 'blobs', expected weights.")
-        kept = {name: value for name, value in blobs.items() if not str(name).endswith("_momentum")}
-        return {"model": as_tensors(kept, file), "__author__": "Caffe2", "matching_heuristics": True}
-    return {"model": as_tensors(content, file)}
-
-
-def _from_json(text: Any, file: str | Path) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, TypeError, RecursionError) as error:
-        raise DamagedFileError(f"{file} has metadata that are no JSON ({error}).") from error
-
-
-def _refuse_endless(content: Any, what: str) -> None:
-    """Raise DamagedFileError for a tree of shared parts, of which few bytes may hold no end of values."""
-    pending, count = [content], 0
-    while pending:
-        item = pending.pop()
-        parts = item.values() if isinstance(item, dict) else item if isinstance(item, list | tuple) else ()
-        count += 1 + len(parts)
-        if count > MAX_METADATA_VALUES:
-            raise DamagedFileError(f"{what} has over {MAX_METADATA_VALUES} values.")
-        pending += parts
-
-
-def described_config(metadata: Mapping[str, Any]) -> CfgNode | None:
-    """Return the configuration that a file's metadata hold, or None. It is plain data, of bounded size."""
-    text = metadata.get("config")
-    if not isinstance(text, str) or not text:
-        return None
-    try:
-        content = yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError) as error:
-        raise DamagedFileError(f"The configuration in the file's metadata is no YAML ({error}).") from error
-    _refuse_endless(content, "The configuration in the file's metadata")
-    return CfgNode(content) if isinstance(content, dict) else None
-
-
-def described_classes(metadata: Mapping[str, Any]) -> list[str] | None:
-    """Return the class names that a file's metadata hold, or None."""
-    names = metadata.get("class_names")
-    is_list = isinstance(names, list) and all(isinstance(name, str) for name in names)
-    return names if is_list and names else None
-
-
-def dataset_ids_of(metadata: Any, count: int) -> list[int]:
-    """Return the category id of each class by the id maps of a catalogue entry; empty if not all have one."""
-    ids: dict[int, int] = {}
-    for key in ("stuff_dataset_id_to_contiguous_id", "thing_dataset_id_to_contiguous_id"):
-        # Things last: ADE20K's stuff map holds them, too.
-        ids |= {int(index): int(own) for own, index in (getattr(metadata, key, None) or {}).items()}
-    if sorted(ids) != list(range(count)) or len(set(ids.values())) < count:
-        return []
-    return [ids[index] for index in range(count)]
-
-
-def describe(
-    cfg: CfgNode,
-    dataset_metadata: Any = None,
-    *,
-    iteration: int | None = None,
-    metrics: Mapping[str, Any] | None = None,
-    licence: str = "",
-) -> dict[str, Any]:
-    """Return what a checkpoint should say of itself: plain dicts, lists, texts and numbers.
-
-    Args:
-        cfg: the configuration of the model.
-        dataset_metadata: the catalog's entry of the training set, or None.
-        iteration: training steps done; `Checkpointer.save` fills it in.
-        metrics: scores of the weights, nested as evaluators return them.
-        licence: of the weights, as a short name.
-
-    Returns:
-        "format", "config" (YAML), "class_names", "class_colors" (RGB, 0..255), "class_dataset_ids" (category
-        ids in files of the data set), "thing_classes" (indices of classes with instances), "ignore_value",
-        "pixel_mean", "pixel_std", "input_format", "thresholds", "iteration", "metrics" ("task/name" ->
-        number) and "license". Lists are empty where nothing is known.
-    """
-    count = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
-    test = cfg.MODEL.MASK_FORMER.TEST
-    thing_map = getattr(dataset_metadata, "thing_dataset_id_to_contiguous_id", None) or {}
-    return {
-        "format": METADATA_FORMAT,
-        "config": cfg.dump(),
-        "class_names": [str(name) for name in _of_classes(dataset_metadata, "classes", count)],
-        "class_colors": [[int(v) for v in color] for color in _of_classes(dataset_metadata, "colors", count)],
-        "class_dataset_ids": dataset_ids_of(dataset_metadata, count),
-        "thing_classes": sorted(int(index) for index in thing_map.values()),
-        "ignore_value": int(getattr(dataset_metadata, "ignore_label", cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE)),
-        "pixel_mean": [float(value) for value in cfg.MODEL.PIXEL_MEAN],
-        "pixel_std": [float(value) for value in cfg.MODEL.PIXEL_STD],
-        "input_format": str(cfg.INPUT.FORMAT),
-        "thresholds": {
-            "object_mask": float(test.OBJECT_MASK_THRESHOLD),
-            "overlap": float(test.OVERLAP_THRESHOLD),
-        },
-        "iteration": iteration,
-        "metrics": flat_metrics(metrics or {}),
-        "license": licence,
-    }
-
-
-def flat_metrics(metrics: Mapping[str, Any], path: str = "") -> dict[str, float]:
-    """Return nested scores as "task/name" -> number, for `Checkpointer.metadata["metrics"]`."""
-    flat: dict[str, float] = {}
-    for name, value in metrics.items():
-        if isinstance(value, Mapping):
-            flat |= flat_metrics(value, f"{path}{name}/")
-        elif isinstance(value, int | float | np.number):
-            flat[f"{path}{name}"] = float(value)
-    return flat
-
-
-def _of_classes(metadata: Any, what: str, count: int) -> Sequence[Any]:
-    """Return names or colours of all classes: Detectron2 keeps them under `stuff_` or `thing_`, or split."""
-    stuff, things = (list(getattr(metadata, f"{kind}_{what}", None) or []) for kind in ("stuff", "thing"))
-    choices = (stuff, things, things + stuff)
-    return next((choice for choice in choices if len(choice) == count), [])
+        del checkpoint["model"]

@@ -5,8 +5,8 @@ from typing import Any
 
 from torch import nn
 
-from mask_former.checkpoint.safe_reading import file_kind
-from mask_former.checkpoint.weight_fitting import fit_weights
+from mask_former.checkpoint.fitting import fit_weights
+from mask_former.checkpoint.reading import file_kind
 from mask_former.conversion.backbones import describe_backbone
 from mask_former.conversion.sources import TITLES, Source, kind_of
 

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mask_former.checkpoint.atomic_writing import replacing
 from mask_former.conversion.renaming import State
+from mask_former.formats import replacing
 
 HEAD = "sem_seg_head."
 PIXEL_DECODER = f"{HEAD}pixel_decoder."

@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from mask_former.checkpoint import described_classes, read_checkpoint
+from mask_former.checkpoint import read_checkpoint
+from mask_former.checkpoint.description import class_names_of
 from mask_former.conversion.backbones import resnet_to_ours, swin_release_to_ours, timm_swin_to_ours
 from mask_former.conversion.hugging_face_config import class_names, config_keys
 from mask_former.conversion.hugging_face_names import from_hugging_face
@@ -69,7 +70,7 @@ def read_source(path: Path, allow_unsafe: bool = False) -> Source:
             f"{path} is the weight file of a Hugging Face model: give its folder, with config.json."
         )
     state = TO_OURS[kind](original)
-    names = described_classes(metadata) or []
+    names = class_names_of(metadata) or []
     return Source(kind, original, state, metadata, {}, names, str(data.get("__author__", "")))
 
 

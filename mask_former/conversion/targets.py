@@ -8,11 +8,12 @@ from typing import Any
 from detectron2.config import CfgNode
 from safetensors.torch import save_file
 
-from mask_former.checkpoint.atomic_writing import replacing, save_atomically, save_safetensors
+from mask_former.checkpoint.atomic_writing import save_atomically, save_safetensors
 from mask_former.conversion.hugging_face_config import model_config, processor_config
 from mask_former.conversion.hugging_face_names import to_hugging_face
 from mask_former.conversion.published import to_published, write_pickle
 from mask_former.conversion.renaming import State
+from mask_former.formats import replacing
 
 TARGETS = ("checkpoint", "published", "hugging_face")
 

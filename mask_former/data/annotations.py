@@ -4,8 +4,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import pycocotools.mask as coco_mask
 from fvcore.transforms.transform import Transform
+
+from mask_former.formats import decode_mask, draw_polygons
 
 from .labels import Segments, check_classes
 
@@ -59,11 +60,8 @@ def instance_segments(
 def _draw_polygons(
     annotations: Sequence[Annotation], transform: Transform, shape: tuple[int, int], file_name: str
 ) -> np.ndarray:
-    """Return (M, height, width) masks, drawn after the transform of the corners, so exact at any scale.
-
-    Corners that lie outside the picture are left to pycocotools, which fills only what is inside.
-    """
-    runs = []
+    """Return (M, height, width) masks, drawn after the transform of the corners, so exact at any scale."""
+    masks = []
     for annotation in annotations:
         corners = [np.array(polygon, dtype=np.float64) for polygon in annotation["segmentation"]]
         if not corners or any(c.ndim != 1 or c.size < 6 or c.size % 2 for c in corners):
@@ -72,8 +70,8 @@ def _draw_polygons(
                 "expected polygons x1, y1, x2, y2, ... of three corners or more. Correct the annotation."
             )
         moved = [transform.apply_coords(c.reshape(-1, 2)).reshape(-1) for c in corners]
-        runs.append(coco_mask.merge(coco_mask.frPyObjects(moved, *shape)))
-    return coco_mask.decode(runs).transpose(2, 0, 1).astype(bool)
+        masks.append(draw_polygons(moved, *shape))
+    return np.stack(masks)
 
 
 def _move_bitmaps(
@@ -86,14 +84,11 @@ def _move_bitmaps(
 
 
 def _bitmap(segmentation: Any, read_shape: tuple[int, int], file_name: str) -> np.ndarray:
-    """Return one mask, (height, width) uint8, from run lengths (plain or compressed) or from an array."""
+    """Return one mask, (height, width) bool, from run lengths (plain or compressed) or from an array."""
     if isinstance(segmentation, Mapping):
-        runs: Any = dict(segmentation)
-        if isinstance(runs["counts"], list):
-            runs = coco_mask.frPyObjects(runs, *runs["size"])
-        bitmap = coco_mask.decode(runs)
+        bitmap = decode_mask(segmentation)
     elif isinstance(segmentation, np.ndarray) and segmentation.ndim == 2:
-        bitmap = (segmentation != 0).astype(np.uint8)
+        bitmap = segmentation != 0
     else:
         raise ValueError(
             f"{file_name} has an instance whose segmentation is {type(segmentation).__name__}; expected a "

@@ -17,8 +17,9 @@ from detectron2.data.datasets.builtin_meta import CITYSCAPES_CATEGORIES, COCO_CA
 from detectron2.data.datasets.cityscapes import load_cityscapes_semantic
 from detectron2.data.datasets.cityscapes_panoptic import load_cityscapes_panoptic
 
-from .class_tables import load_classes, panoptic_metadata
-from .panoptic_labels import Sample, load_panoptic
+from mask_former.formats import load_classes
+
+from .panoptic_labels import Sample, load_panoptic, panoptic_metadata
 from .root import datasets_root
 
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from fvcore.transforms.transform import Transform
 
-from .pictures import read_class_indices, read_panoptic_ids
+from mask_former.formats import read_label_map, read_panoptic_map
 
 VOID = 0  # The index of a pixel that belongs to no segment. Segment i has the index i + 1.
 
@@ -46,7 +46,7 @@ def read_semantic(file_name: str, num_classes: int, ignore_label: int) -> Segmen
     Raises:
         ValueError: a value is neither `ignore_label` nor below `num_classes`.
     """
-    values = read_class_indices(file_name)
+    values = read_label_map(file_name)
     found, runs = _distinct(values)
     is_class = (found >= 0) & (found < num_classes) & (found != ignore_label)
     if not np.all(is_class | (found == ignore_label)):
@@ -65,7 +65,7 @@ def read_panoptic(file_name: str, segments_info: Sequence[Mapping[str, Any]], nu
     Raises:
         ValueError: the file has an id, other than 0 (void), that no entry has; or a class is out of range.
     """
-    found, runs = _distinct(read_panoptic_ids(file_name))
+    found, runs = _distinct(read_panoptic_map(file_name))
     listed = {int(segment["id"]): segment for segment in segments_info}
     missing = [int(i) for i in found if int(i) not in listed and i != 0]
     if missing:

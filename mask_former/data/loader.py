@@ -17,8 +17,9 @@ from detectron2.utils import comm
 from detectron2.utils.serialize import PicklableWrapper
 from torch.utils.data import DataLoader, Dataset
 
+from mask_former.formats import picture_size
+
 from .mapper import Entry, Mapper, build_test_mapper, build_train_mapper
-from .pictures import picture_size
 from .sampling import Draw, TrainingBatches
 
 logger = logging.getLogger(__name__)

@@ -12,10 +12,11 @@ from detectron2.data import transforms as T
 from detectron2.data.detection_utils import check_image_size
 from detectron2.structures import Instances
 
+from mask_former.formats import read_picture
+
 from .annotations import instance_segments
 from .augmentations import Augmentations, LabelledPicture, crop_recipe, detr_recipe
 from .labels import VOID, SegmentMap, Segments, read_panoptic, read_semantic, split
-from .pictures import read_picture
 
 logger = logging.getLogger(__name__)
 

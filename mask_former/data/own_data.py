@@ -10,7 +10,7 @@ of an instance data set.
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,9 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.catalog import Metadata
 from detectron2.data.datasets import load_coco_json
 
-from .class_tables import distinct_colors, load_classes, panoptic_metadata
-from .panoptic_labels import Sample, load_panoptic, read_json
+from mask_former.formats import LABEL_SUFFIXES, PICTURE_SUFFIXES, distinct_colors, load_classes
 
-PICTURES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+from .panoptic_labels import Sample, load_panoptic, panoptic_metadata, read_json
 
 
 def register_semantic(
@@ -180,28 +179,30 @@ def _categories(name: str, path: str | Path, keys: Sequence[str]) -> list[dict[s
 
 
 def _load_pairs(name: str, metadata: Mapping[str, Any]) -> list[Sample]:
-    pictures = _by_stem(metadata["image_root"])
+    pictures = _by_stem(metadata["image_root"], PICTURE_SUFFIXES)
     if not pictures:
         raise ValueError(
-            f"Data set {name}: no picture ({', '.join(PICTURES)}) under {metadata['image_root']}."
+            f"Data set {name}: no picture ({', '.join(sorted(PICTURE_SUFFIXES))}) under "
+            f"{metadata['image_root']}."
         )
     if "sem_seg_root" not in metadata:
         return [{"file_name": file} for file in pictures.values()]
-    labels = _by_stem(metadata["sem_seg_root"])
+    labels = _by_stem(metadata["sem_seg_root"], LABEL_SUFFIXES)
     bare = sorted(pictures.keys() - labels.keys())
     if bare:
         raise ValueError(
             f"Data set {name}: {len(bare)} of {len(pictures)} pictures have no label map of the same name "
-            f"under {metadata['sem_seg_root']}: {pictures[bare[0]]} first; add maps or take pictures out."
+            f"({', '.join(sorted(LABEL_SUFFIXES))}) under {metadata['sem_seg_root']}: "
+            f"{pictures[bare[0]]} first; add maps or take pictures out."
         )
     return [{"file_name": file, "sem_seg_file_name": labels[stem]} for stem, file in pictures.items()]
 
 
-def _by_stem(folder: str) -> dict[str, str]:
+def _by_stem(folder: str, suffixes: Collection[str]) -> dict[str, str]:
     """Return path under the folder, without extension -> file, sorted."""
     files: dict[str, str] = {}
     for path in sorted(Path(folder).rglob("*")):
-        if path.suffix.lower() in PICTURES:
+        if path.suffix.lower() in suffixes:
             stem = path.relative_to(folder).with_suffix("").as_posix()
             if stem in files:
                 raise ValueError(f"{files[stem]} and {path} differ only in the extension; keep one of them.")

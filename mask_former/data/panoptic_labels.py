@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mask_former.formats import distinct_colors
+
 Sample = dict[str, Any]  # one picture in Detectron2's data set format
 
 
@@ -91,3 +93,28 @@ def _with_class_id(segment: Sample, metadata: Mapping[str, Any], image_id: Any) 
     # Things first: ADE20K's stuff map holds the things too.
     class_id = things[category] if category in things else stuff[category]
     return {**segment, "category_id": class_id, "isthing": category in things}
+
+
+def panoptic_metadata(categories: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return Detectron2's panoptic metadata for categories whose class id is their place in the list.
+
+    Both the thing and the stuff lists name every class, as Detectron2's drawing of panoptic results wants it;
+    which class is a thing is told by the two id maps (data set id -> class id).
+
+    Args:
+        categories: `{"id", "name", "isthing"}` each, "color" ([R, G, B]) optional.
+    """
+    names = [category["name"] for category in categories]
+    spare = distinct_colors(len(categories))
+    colors = [list(category.get("color", spare[i])) for i, category in enumerate(categories)]
+    things = {category["id"]: i for i, category in enumerate(categories) if category["isthing"]}
+    stuff = {category["id"]: i for i, category in enumerate(categories) if not category["isthing"]}
+    return {
+        "thing_classes": names,
+        "stuff_classes": list(names),
+        "thing_colors": colors,
+        "stuff_colors": list(colors),
+        "thing_dataset_id_to_contiguous_id": things,
+        "stuff_dataset_id_to_contiguous_id": stuff,
+        "label_divisor": 1000,
+    }

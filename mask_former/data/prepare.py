@@ -7,11 +7,13 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
+
+from mask_former.formats import replacing
 
 from .root import datasets_root
 
@@ -97,22 +99,11 @@ def _run_parallel(work: Callable[[Job], None], jobs: Sequence[Job], workers: int
         pool.shutdown(cancel_futures=True)
 
 
-def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Let `write` fill a file that appears under its name only when it is complete."""
-    partial = path.with_name(f".{path.name}.partial")
-    with open(partial, "wb") as file:
-        write(file)
-    os.replace(partial, path)
-
-
 def write_labels(path: Path, labels: np.ndarray) -> None:
     """Write a label map, (H, W) uint8 or uint16, or (H, W, 3) uint8, as the PNG or TIFF that `path` says."""
-    if path.suffix == ".png":
-        write_atomically(path, lambda file: Image.fromarray(labels).save(file, format="PNG"))
-    else:
-        write_atomically(
-            path, lambda file: Image.fromarray(labels).save(file, format="TIFF", compression="tiff_lzw")
-        )
+    options = {"format": "PNG"} if path.suffix == ".png" else {"format": "TIFF", "compression": "tiff_lzw"}
+    with replacing(path) as partial:
+        Image.fromarray(labels).save(partial, **options)
 
 
 def read_array(path: Path, channels: int) -> np.ndarray:

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
-import pycocotools.mask as mask_util
 from detectron2.utils.logger import setup_logger
 from detectron2.utils.visualizer import Visualizer
 from numpy.typing import NDArray
@@ -25,6 +24,7 @@ from mask_former.data.shapes_catalog import (
 )
 from mask_former.data.shapes_drawing import VOID, class_table
 from mask_former.data.shapes_files import ShapesSpec
+from mask_former.formats import decode_mask, draw_polygons, id_to_rgb, rgb_to_id
 
 __all__ = ["ShapesSpec", "draw_contact_sheet", "ensure_set", "main", "register"]
 
@@ -61,15 +61,12 @@ def _draw_sample(panoptic: Record, instances: Record) -> Picture:
     """One strip: the image, and each kind of label over it, all read back from the files."""
     image = np.asarray(Image.open(panoptic["file_name"]))
     semantic = np.asarray(Image.open(panoptic["sem_seg_file_name"]))
-    red, green, blue = np.moveaxis(np.asarray(Image.open(panoptic["pan_seg_file_name"]), np.int32), -1, 0)
-    ids = red + 256 * green + 65536 * blue
+    ids = rgb_to_id(np.asarray(Image.open(panoptic["pan_seg_file_name"])))
     names = [entry["name"] for entry in class_table()]
     present = np.intersect1d(semantic, range(len(names)))
     classes = [Part(semantic == k, class_table()[k]["color"], names[k]) for k in present]
     segments = [
-        Part(
-            ids == info["id"], [info["id"] >> shift & 255 for shift in (0, 8, 16)], names[info["category_id"]]
-        )
+        Part(ids == info["id"], id_to_rgb(np.array(info["id"])).tolist(), names[info["category_id"]])
         for info in panoptic["segments_info"]
     ]
     shapes = [
@@ -98,8 +95,8 @@ def _decoded(annotation: dict[str, Any], height: int, width: int) -> NDArray[np.
     """The mask of a COCO annotation."""
     segmentation = annotation["segmentation"]
     if isinstance(segmentation, list):
-        segmentation = mask_util.merge(mask_util.frPyObjects(segmentation, height, width))
-    return np.asarray(mask_util.decode(segmentation), bool)
+        return draw_polygons(segmentation, height, width)
+    return decode_mask(segmentation)
 
 
 def _nth_color(k: int) -> list[float]:

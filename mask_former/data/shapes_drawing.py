@@ -6,10 +6,8 @@ neighbouring classes overlap. A pixel belongs to what covers its larger part: la
 
 import colorsys
 import functools
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import NamedTuple
 
 import cv2
@@ -17,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mask_former.data.shapes_ground import Map, paint_ground
+from mask_former.formats import load_classes
 
-CLASS_FILE = Path(__file__).parent / "classes" / "shapes.json"
 VOID = 0  # segment id of pixels without a label
 
 HUE_SPREAD = 0.055  # standard deviation of a class's hue, in turns; classes are about 1/6 apart
@@ -57,7 +55,7 @@ class Thing(NamedTuple):
 @functools.cache
 def class_table() -> tuple[dict, ...]:
     """Return the classes in contiguous order, things first: dicts of name, color, id, isthing."""
-    return tuple(json.loads(CLASS_FILE.read_text()))
+    return tuple(load_classes("shapes"))
 
 
 def thing_count() -> int:

@@ -18,7 +18,6 @@ from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
-import pycocotools.mask as mask_util
 from numpy.typing import NDArray
 
 from mask_former.data.shapes_drawing import (
@@ -32,6 +31,7 @@ from mask_former.data.shapes_drawing import (
     sample_thing,
     thing_count,
 )
+from mask_former.formats import box_of_mask, coco_box, encode_mask, id_to_rgb, rgb_to_id
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +73,7 @@ def _write_split(folder: Path, split: str, count: int, size: int, seed: tuple[in
         ids = segment_colors_as_ids(scene)
         _write_image(folder / "images" / split / f"{stem}.jpg", scene.image)
         _write_image(folder / "sem_seg" / split / f"{stem}.png", semantic_map(scene))
-        _write_image(folder / "panoptic" / split / f"{stem}.png", ids_to_rgb(ids[scene.segments]))
+        _write_image(folder / "panoptic" / split / f"{stem}.png", id_to_rgb(ids[scene.segments]))
         images.append({"id": image_id, "file_name": f"{stem}.jpg", "height": size, "width": size})
         infos = segments_info(scene, ids)
         panoptic.append({"image_id": image_id, "file_name": f"{stem}.png", "segments_info": infos})
@@ -95,16 +95,11 @@ def segment_colors_as_ids(scene: Scene) -> NDArray[np.int32]:
     """
     ids = [VOID]
     for class_index in scene.classes:
-        red, green, blue = class_table()[class_index]["color"]
-        while red + 256 * green + 65536 * blue in ids:
-            red, green, blue = (red + 53) % 256, (green + 200) % 256, (blue + 97) % 256
-        ids.append(red + 256 * green + 65536 * blue)
+        color = np.array(class_table()[class_index]["color"], np.uint8)
+        while rgb_to_id(color) in ids:
+            color += np.array([53, 200, 97], np.uint8)
+        ids.append(int(rgb_to_id(color)))
     return np.array(ids, np.int32)
-
-
-def ids_to_rgb(ids: NDArray[np.int32]) -> NDArray[np.uint8]:
-    """Return segment ids (H, W) as the colours (H, W, 3) of a panoptic PNG."""
-    return np.stack([ids % 256, ids // 256 % 256, ids // 65536], axis=-1).astype(np.uint8)
 
 
 def segments_info(scene: Scene, ids: NDArray[np.int32]) -> list[dict[str, Any]]:
@@ -113,14 +108,12 @@ def segments_info(scene: Scene, ids: NDArray[np.int32]) -> list[dict[str, Any]]:
     infos = []
     for number, class_index in enumerate(scene.classes, start=1):
         mask = scene.segments == number
-        rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-        left, top = int(columns[0]), int(rows[0])
         infos.append(
             {
                 "id": int(ids[number]),
                 "category_id": class_table()[class_index]["id"],
                 "area": int(areas[number]),
-                "bbox": [left, top, int(columns[-1]) - left + 1, int(rows[-1]) - top + 1],
+                "bbox": coco_box(box_of_mask(mask)),
                 "iscrowd": 0,
             }
         )
@@ -152,8 +145,7 @@ def mask_to_segmentation(mask: NDArray[np.bool_], bbox: list[int]) -> list[list[
     outlines, hierarchy = cv2.findContours(doubled, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
     has_hole = bool((hierarchy[0, :, 3] >= 0).any())
     if has_hole:
-        rle = mask_util.encode(np.asfortranarray(mask, dtype=np.uint8))
-        return {"size": rle["size"], "counts": rle["counts"].decode("ascii")}
+        return encode_mask(mask)
     return [((outline[:, 0] + 0.5) / 2 + (left, top)).ravel().tolist() for outline in outlines]
 
 

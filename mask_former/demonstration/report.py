@@ -27,6 +27,7 @@ from PIL import Image
 
 from mask_former.demonstration.charts import line_chart
 from mask_former.demonstration.video import VideoReader
+from mask_former.formats import replacing
 
 logger = logging.getLogger(__name__)
 
@@ -157,9 +158,8 @@ def write_report(folder: str | Path) -> Path:
         raise FileNotFoundError(f"{folder} is no folder, expected the OUTPUT_DIR of a run.")
     page = folder / PAGE
     content = build_page(folder)
-    partial = page.with_suffix(".partial")
-    partial.write_text(content, encoding="utf-8")
-    partial.replace(page)
+    with replacing(page) as partial:
+        partial.write_text(content, encoding="utf-8")
     logger.info("The page is %s (%.1f MB)", page, page.stat().st_size / 1e6)
     return page
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from mask_former.prediction.inputs import PICTURE_SUFFIXES
+from mask_former.formats import PICTURE_SUFFIXES, replacing
 from mask_former.prediction.results import Result, ResultWriter
 
 WINDOW = "MaskFormer"
@@ -60,14 +60,10 @@ class FileSink(Sink):
 
     def write(self, result: Result) -> bool:
         """Write the overlay."""
-        partial = self.file.with_name(f".{self.file.name}.partial")
-        try:
-            Image.init()  # fills the table of endings
-            form = Image.EXTENSION[self.file.suffix.lower()]
+        Image.init()  # fills the table of endings
+        form = Image.EXTENSION[self.file.suffix.lower()]
+        with replacing(self.file) as partial:
             Image.fromarray(result.draw(**self.drawing)).save(partial, form)
-            partial.replace(self.file)
-        finally:
-            partial.unlink(missing_ok=True)
         return True
 
 

@@ -38,6 +38,7 @@ from mask_former.demonstration.video_prediction import predict_video
 from mask_former.engine import argument_parser as train_arguments
 from mask_former.engine import main as train_or_evaluate
 from mask_former.engine.sample_pictures import truth_of
+from mask_former.formats import replacing
 from mask_former.prediction.results import KINDS, Result, ResultWriter
 
 CONFIG_FILE = "configs/shapes/maskformer_panoptic.yaml"
@@ -124,9 +125,8 @@ def once(output: Path, step: str, action: Callable[[], None]) -> None:
         return
     say(f"Predicting: {step} ...")
     action()
-    partial = state_file.with_suffix(".partial")
-    partial.write_text(json.dumps({**state, step: stamp}) + "\n")
-    partial.replace(state_file)
+    with replacing(state_file) as partial:
+        partial.write_text(json.dumps({**state, step: stamp}) + "\n")
 
 
 def predict_gallery(cfg: CfgNode, output: Path, count: int) -> None:

@@ -1,5 +1,6 @@
-"""Start a function on every process of a run: alone, spawned here, or under torchrun or SLURM."""
+"""Run a function in one process or several: spawned here, or started by torchrun or SLURM."""
 
+import gc
 import logging
 import os
 import re
@@ -22,11 +23,10 @@ def launch(
     dist_url: str | None = None,
     args: tuple = (),
 ) -> None:
-    """Run `main(*args)` on every process, with the process group set up where there is more than one.
+    """Run `main(*args)` on every process, inside a process group if there are several.
 
-    Processes that torchrun or SLURM has started are recognised by their environment, and the numbers
-    given here are then not used. Otherwise `num_gpus` processes are spawned; without a GPU they are
-    CPU processes that talk over gloo.
+    Under torchrun or SLURM the environment states the processes, and the numbers given here are not
+    used. Otherwise `num_gpus` processes are spawned; without a GPU these are CPU processes (gloo).
     """
     started = processes_of_torchrun(os.environ) or processes_of_slurm(os.environ)
     if started is None:
@@ -41,11 +41,22 @@ def launch(
 
 
 def _run(main: Callable[..., Any], args: tuple) -> None:
-    """Run `main`, and leave the process group in order: gloo aborts a process whose peers just vanish."""
     main(*args)
     if dist.is_initialized():
         comm.synchronize()
-        dist.destroy_process_group()
+        _destroy_process_group()
+
+
+def _destroy_process_group() -> None:
+    """Destroy the process group, and with it the threads of gloo.
+
+    A group lives on while something refers to it. A gloo thread that is still running when the
+    interpreter ends may abort the process ("terminate called without an active exception").
+    """
+    comm._LOCAL_PROCESS_GROUP = None
+    comm._get_global_gloo_group.cache_clear()
+    gc.collect()  # models under DistributedDataParallel refer to the group too
+    dist.destroy_process_group()
 
 
 def processes_of_torchrun(environment: Any) -> tuple[int, int, int, int] | None:
@@ -58,10 +69,10 @@ def processes_of_torchrun(environment: Any) -> tuple[int, int, int, int] | None:
 
 
 def processes_of_slurm(environment: Any) -> tuple[int, int, int, int] | None:
-    """Return the same as SLURM states it for a task that srun has started, or None.
+    """Return the same as SLURM states it for a task started by srun, or None.
 
-    Sets MASTER_ADDR and MASTER_PORT in the environment where they are missing. An interactive shell
-    inside an allocation (one task) is no such task.
+    Sets MASTER_ADDR and MASTER_PORT in `environment` if they are missing. A single task, such as an
+    interactive shell inside an allocation, is not one of several processes.
     """
     if "SLURM_PROCID" not in environment or int(environment.get("SLURM_NTASKS", 1)) <= 1:
         return None
@@ -73,7 +84,7 @@ def processes_of_slurm(environment: Any) -> tuple[int, int, int, int] | None:
             "start the job with --ntasks-per-node"
         )
     environment.setdefault("MASTER_ADDR", _first_host(environment["SLURM_JOB_NODELIST"]))
-    # The same on every task, and rarely the same for two jobs on one machine.
+    # The same for all tasks of a job, and rarely the same for two jobs on one machine.
     environment.setdefault("MASTER_PORT", str(20000 + int(environment["SLURM_JOB_ID"]) % 20000))
     return (
         int(environment["SLURM_PROCID"]),
@@ -91,15 +102,24 @@ def _first_host(node_list: str) -> str:
     return "".join(part for part in match.groups() if part)
 
 
+def gpu_of_process(local_rank: int, local_size: int, visible: int) -> int:
+    """Return the index of a process's GPU among the `visible` ones.
+
+    SLURM can show each task its own GPU only (`--gpus-per-task=1`), which then has the index 0.
+    """
+    if visible == 1:
+        return 0
+    if local_size > visible:
+        raise ValueError(
+            f"{local_size} processes were started on a machine with {visible} GPUs: start one process a GPU"
+        )
+    return local_rank
+
+
 def _join(rank: int, world_size: int, local_rank: int, local_size: int) -> None:
     has_gpu = torch.cuda.is_available()
-    if has_gpu and local_size > torch.cuda.device_count():
-        raise ValueError(
-            f"{local_size} processes were started on a machine with {torch.cuda.device_count()} GPUs: "
-            "start one process a GPU"
-        )
     if has_gpu:
-        torch.cuda.set_device(local_rank)
+        torch.cuda.set_device(gpu_of_process(local_rank, local_size, torch.cuda.device_count()))
     dist.init_process_group("nccl" if has_gpu else "gloo", "env://", rank=rank, world_size=world_size)
     if hasattr(comm, "create_local_process_group"):  # Detectron2's main
         comm.create_local_process_group(local_size)
@@ -108,5 +128,10 @@ def _join(rank: int, world_size: int, local_rank: int, local_size: int) -> None:
             group = dist.new_group(list(range(first, first + local_size)))
             if first <= rank < first + local_size:
                 comm._LOCAL_PROCESS_GROUP = group
-    comm.synchronize()
+    try:
+        comm.synchronize()
+    except dist.DistBackendError as error:
+        if "Duplicate GPU" not in str(error):
+            raise
+        raise ValueError("Several processes were started on one GPU: start one process a GPU") from error
     logger.info("Process %d of %d joined", rank, world_size)

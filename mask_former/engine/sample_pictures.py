@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from mask_former.evaluation.ground_truth import semantic_target
-from mask_former.evaluation.labels import read_panoptic_map
+from mask_former.formats import read_panoptic_map
 from mask_former.prediction.classes import ClassTable, classes_of_dataset
 from mask_former.prediction.forming import segments_of_map
 from mask_former.prediction.predictor import Predictor

@@ -12,7 +12,7 @@ from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
-from detectron2.engine import DefaultTrainer, create_ddp_model, default_setup, hooks
+from detectron2.engine import DefaultTrainer, default_setup, hooks
 from detectron2.engine.hooks import HookBase
 from detectron2.engine.train_loop import TrainerBase
 from detectron2.evaluation import DatasetEvaluator, verify_results
@@ -51,7 +51,8 @@ class Trainer(DefaultTrainer):
         if cfg.SOLVER.RECOMPUTE_ACTIVATIONS:
             recompute_activations(model)
         optimizer = self.build_optimizer(cfg, model)
-        model = create_ddp_model(model, broadcast_buffers=False)
+        if comm.get_world_size() > 1:
+            model = DistributedDataParallel(model, broadcast_buffers=False)
         self._trainer = TrainStep(cfg, model, TrainingData(cfg), optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = Checkpointer(
@@ -64,10 +65,13 @@ class Trainer(DefaultTrainer):
 
     def resume_or_load(self, resume: bool = True) -> None:
         """Go on from the last checkpoint in OUTPUT_DIR, if asked and possible, else load MODEL.WEIGHTS."""
-        if resume and not self.checkpointer.has_checkpoint():
+        if resume and self.checkpointer.has_checkpoint():
+            super().resume_or_load(resume)
+        else:
             folder, weights = self.cfg.OUTPUT_DIR, self.cfg.MODEL.WEIGHTS
-            logger.warning("Nothing to resume in %s: starting from MODEL.WEIGHTS %r", folder, weights)
-        super().resume_or_load(resume)
+            if resume:
+                logger.warning("Nothing to resume in %s: starting from MODEL.WEIGHTS %r", folder, weights)
+            self.checkpointer.load(weights, checkpointables=[], match_class_names=True)
         self._trainer.data_loader.start_iteration = self.start_iter
 
     def train(self) -> Any:

@@ -3,7 +3,6 @@
 from .build import EVALUATORS, build_evaluators
 from .check import check_ground_truth
 from .instances import InstanceEvaluator
-from .labels import id_to_rgb, read_label_map, read_panoptic_map, rgb_to_id
 from .panoptic import PanopticEvaluator
 from .panoptic_quality import (
     PanopticCounts,
@@ -27,11 +26,7 @@ __all__ = [
     "build_evaluators",
     "check_ground_truth",
     "count_picture",
-    "id_to_rgb",
     "panoptic_scores",
-    "read_label_map",
-    "read_panoptic_map",
-    "rgb_to_id",
     "segments_from_info",
     "semantic_scores",
     "sum_counts",

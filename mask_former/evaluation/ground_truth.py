@@ -8,7 +8,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.catalog import Metadata
 from numpy.typing import NDArray
 
-from .labels import read_label_map, read_panoptic_map
+from mask_former.formats import read_label_map, read_panoptic_map
+
 from .panoptic_quality import Segments, segment_index, segments_from_info
 from .semantic_scores import to_classes
 

@@ -13,8 +13,9 @@ from detectron2.utils import comm
 from numpy.typing import NDArray
 from PIL import Image
 
+from mask_former.formats import id_to_rgb
+
 from .ground_truth import panoptic_classes, panoptic_target, picture_of, pictures_by_file
-from .labels import id_to_rgb
 from .panoptic_quality import count_picture, no_counts, panoptic_scores, segments_from_info, sum_counts
 from .tables import class_table, panoptic_table
 

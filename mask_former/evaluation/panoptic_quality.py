@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .labels import MAX_SEGMENT_ID
+from mask_former.formats import MAX_SEGMENT_ID
 
 
 class Segments(NamedTuple):

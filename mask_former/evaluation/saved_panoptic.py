@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from .labels import read_panoptic_map
+from mask_former.formats import read_panoptic_map
+
 from .panoptic_quality import count_picture, no_counts, panoptic_scores, segments_from_info, sum_counts
 from .saved import Scores, load_json, require_all
 

@@ -5,16 +5,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pycocotools.mask
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from mask_former.formats import LABEL_SUFFIXES, decode_mask, read_label_map
+
 from .ground_truth import Picture, SemanticClasses, semantic_target
-from .labels import read_label_map
 from .saved import Scores, load_json, require_all
 from .semantic_scores import SemanticCounts, to_classes
 
-LABEL_SUFFIXES = (".png", ".tif", ".tiff")
 PredictedClasses = Callable[[], NDArray[np.int64]]
 
 
@@ -43,7 +42,7 @@ def label_files(folder: Path) -> dict[str, Picture]:
     """Return the label files in a folder and below as pictures by stem."""
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in LABEL_SUFFIXES)
     if not paths:
-        raise ValueError(f"{folder}: holds no label files ({', '.join(LABEL_SUFFIXES)}).")
+        raise ValueError(f"{folder}: holds no label files ({', '.join(sorted(LABEL_SUFFIXES))}).")
     return pictures_by_stem({str(path): {"sem_seg_file_name": str(path)} for path in paths})
 
 
@@ -92,5 +91,5 @@ def _paint(entries: list[dict[str, Any]], class_of: Mapping[int, int], source: s
         raise ValueError(f"{source}: {entries[0]['file_name']} has masks of sizes {sorted(sizes)}.")
     painted = np.full(sizes.pop(), len(class_of), np.int64)
     for entry in entries:
-        painted[pycocotools.mask.decode(entry["segmentation"]).astype(bool)] = class_of[entry["category_id"]]
+        painted[decode_mask(entry["segmentation"])] = class_of[entry["category_id"]]
     return painted

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pycocotools.mask
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from numpy.typing import NDArray
 from torch import Tensor
+
+from mask_former.formats import encode_mask
 
 from .ground_truth import picture_of, pictures_by_file, semantic_classes, semantic_target
 from .semantic_scores import SemanticCounts, to_classes
@@ -154,8 +155,7 @@ def encode_classes(
     entries = []
     # A picture without any class still needs an entry, or it would look as if it had not been predicted.
     for index in present or [0]:
-        rle = pycocotools.mask.encode(np.asfortranarray(predicted == index, dtype=np.uint8))
-        segmentation = {"size": list(rle["size"]), "counts": rle["counts"].decode("ascii")}
+        segmentation = encode_mask(predicted == index)
         entries.append(
             {"file_name": file_name, "category_id": dataset_ids[index], "segmentation": segmentation}
         )

@@ -197,11 +197,6 @@ class MaskFormer(nn.Module):
         """
         return self.sem_seg_head(self.backbone(images))
 
-    def inspect(self, images: Tensor) -> Any:
-        """Return what the head's `inspect` gives: predictions, query embeddings, cross-attention."""
-        head: Any = self.sem_seg_head
-        return head.inspect(self.backbone(images))
-
     def normalize(self, image: Tensor) -> Tensor:
         """Return the picture (..., 3, H, W) as floats on the model's device, in the network's range."""
         return (image.to(self.pixel_mean) - self.pixel_mean) / self.pixel_std

@@ -1,6 +1,7 @@
 """The per-pixel baselines of the paper (arXiv 2107.06278, section 4.1), for Detectron2's SemanticSegmentor.
 
-In training they return `(None, losses)`, in evaluation `(scores, {})`, scores (B, K, 4h, 4w) before softmax.
+In training they return `(None, losses)`, in evaluation `(scores, {})` with scores (B, K, H, W) before the
+softmax, of the size of the padded input.
 """
 
 from typing import Any
@@ -12,24 +13,24 @@ from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
 from fvcore.nn.weight_init import c2_msra_fill
 from torch import Tensor, nn
 
-from mask_former.modeling.head import accept_old_names, build_decoders, decoder_inputs
+from mask_former.modeling.head import TwoDecoderHead, accept_old_names
 from mask_former.modeling.pixel_decoder import build_pixel_decoder, decode_pixels
 
-# Per-pixel embeddings have a quarter of the input's resolution.
-STRIDE = 4
+ScoresAndLosses = tuple[Tensor | None, dict[str, Tensor]]
 
 
 @SEM_SEG_HEADS_REGISTRY.register()
 class PerPixelBaselineHead(nn.Module):
     """PerPixelBaseline: a linear classifier on the per-pixel embeddings."""
 
-    # See MaskFormerHead.
+    # See TwoDecoderHead.
     _version = 2
 
     @configurable
     def __init__(
         self,
         *,
+        input_shape: dict[str, ShapeSpec],
         pixel_decoder: nn.Module,
         mask_dim: int,
         num_classes: int,
@@ -37,6 +38,7 @@ class PerPixelBaselineHead(nn.Module):
         loss_weight: float,
     ) -> None:
         super().__init__()
+        self.input_shape = input_shape
         self.pixel_decoder = pixel_decoder
         self.predictor = nn.Conv2d(mask_dim, num_classes, kernel_size=1)
         c2_msra_fill(self.predictor)
@@ -48,51 +50,39 @@ class PerPixelBaselineHead(nn.Module):
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
         """Read MODEL.SEM_SEG_HEAD and build the pixel decoder for maps of `input_shape`."""
+        head = cfg.MODEL.SEM_SEG_HEAD
         return {
+            "input_shape": input_shape,
             "pixel_decoder": build_pixel_decoder(cfg, input_shape),
-            "mask_dim": cfg.MODEL.SEM_SEG_HEAD.MASK_DIM,
-            **_common_options(cfg),
+            "mask_dim": head.MASK_DIM,
+            "num_classes": head.NUM_CLASSES,
+            "ignore_value": head.IGNORE_VALUE,
+            "loss_weight": head.LOSS_WEIGHT,
         }
 
-    def forward(
-        self, features: dict[str, Tensor], targets: Tensor | None = None
-    ) -> tuple[Tensor | None, dict[str, Tensor]]:
+    def forward(self, features: dict[str, Tensor], targets: Tensor | None = None) -> ScoresAndLosses:
         """Return losses in training, else scores; `targets` are labels (B, H, W) int64, read in training."""
         scores = self.predictor(decode_pixels(self.pixel_decoder, features).mask_features)
         if self.training:
             return None, per_pixel_losses([scores], targets, self.ignore_value, self.loss_weight)
-        return _enlarge(scores), {}
+        return _enlarge(scores, features, self.input_shape), {}
 
 
 @SEM_SEG_HEADS_REGISTRY.register()
-class PerPixelBaselinePlusHead(nn.Module):
+class PerPixelBaselinePlusHead(TwoDecoderHead):
     """PerPixelBaseline+: MaskFormer's decoders without classification; the mask of query k scores class k."""
 
-    # See MaskFormerHead.
-    _version = 2
-
     @configurable
-    def __init__(
-        self,
-        *,
-        pixel_decoder: nn.Module,
-        predictor: nn.Module,
-        transformer_in_feature: str,
-        num_classes: int,
-        ignore_value: int,
-        loss_weight: float,
-    ) -> None:
-        super().__init__()
-        self.pixel_decoder = pixel_decoder
-        self.predictor = predictor
-        self.transformer_in_feature = transformer_in_feature
-        self.ignore_value = ignore_value
+    def __init__(self, *, input_shape: dict[str, ShapeSpec], loss_weight: float, **decoders: Any) -> None:
+        """Combine the decoders that TwoDecoderHead takes."""
+        super().__init__(**decoders)
+        self.input_shape = input_shape
         self.loss_weight = loss_weight
-        self.num_classes = num_classes
-        accept_old_names(self)
 
     @classmethod
-    def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
+    def from_config(
+        cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec], mask_classification: bool = False
+    ) -> dict[str, Any]:
         """Build both decoders for maps of `input_shape`, with as many queries as classes."""
         queries, classes = cfg.MODEL.MASK_FORMER.NUM_OBJECT_QUERIES, cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
         if queries != classes:
@@ -100,19 +90,18 @@ class PerPixelBaselinePlusHead(nn.Module):
                 f"MODEL.MASK_FORMER.NUM_OBJECT_QUERIES is {queries} and MODEL.SEM_SEG_HEAD.NUM_CLASSES is "
                 f"{classes}; PerPixelBaselinePlusHead has one query per class. Set both to the same number."
             )
-        return {**build_decoders(cfg, input_shape, mask_classification=False), **_common_options(cfg)}
+        return {
+            **super().from_config(cfg, input_shape, mask_classification),
+            "input_shape": input_shape,
+            "loss_weight": cfg.MODEL.SEM_SEG_HEAD.LOSS_WEIGHT,
+        }
 
-    def forward(
-        self, features: dict[str, Tensor], targets: Tensor | None = None
-    ) -> tuple[Tensor | None, dict[str, Tensor]]:
+    def forward(self, features: dict[str, Tensor], targets: Tensor | None = None) -> ScoresAndLosses:
         """See PerPixelBaselineHead; earlier decoder layers have losses of their own."""
-        predictions = self.predictor(
-            *decoder_inputs(self.pixel_decoder, self.transformer_in_feature, features)
-        )
-        scores = [prediction.mask_logits for prediction in predictions]
+        scores = [prediction.mask_logits for prediction in self.decode(features)]
         if self.training:
             return None, per_pixel_losses(scores, targets, self.ignore_value, self.loss_weight)
-        return _enlarge(scores[-1]), {}
+        return _enlarge(scores[-1], features, self.input_shape), {}
 
 
 def per_pixel_losses(
@@ -120,11 +109,11 @@ def per_pixel_losses(
 ) -> dict[str, Tensor]:
     """Return `loss_sem_seg` of the last entry of `scores`, `loss_sem_seg_0`, `_1`, ... of those before it.
 
-    Each is the mean cross entropy, in float32 and at the size of the targets, over the pixels that have a
-    class; 0 where none has.
+    Each is the mean cross entropy over the pixels that have a class, in float32 and at the size of the
+    targets; 0 if no pixel has one.
 
     Args:
-        scores: (B, K, h, w) per supervised layer, the answer last.
+        scores: (B, K, h, w) per supervised layer, the last layer's last.
         targets: (B, H, W) int64, in 0..K-1 or `ignore_value`.
         ignore_value: label of the pixels left out.
         loss_weight: factor on every loss.
@@ -135,27 +124,20 @@ def per_pixel_losses(
             "(H, W) with each picture; INPUT.DATASET_MAPPER_NAME 'mask_former_semantic' does."
         )
     names = [*(f"loss_sem_seg_{layer}" for layer in range(len(scores) - 1)), "loss_sem_seg"]
-    counted = (targets != ignore_value).sum().clamp(min=1)
-    return {
-        name: _summed_loss(layer_scores, targets, ignore_value) / counted * loss_weight
-        for name, layer_scores in zip(names, scores, strict=True)
-    }
+    num_labelled = (targets != ignore_value).sum().clamp(min=1)
+    losses = {}
+    for name, layer_scores in zip(names, scores, strict=True):
+        resized = _resize(layer_scores.float(), targets.shape[-2:])
+        total = F.cross_entropy(resized, targets, ignore_index=ignore_value, reduction="sum")
+        losses[name] = total / num_labelled * loss_weight
+    return losses
 
 
-def _summed_loss(scores: Tensor, targets: Tensor, ignore_value: int) -> Tensor:
-    size = targets.shape[-2:]
-    scores = F.interpolate(scores.float(), size=size, mode="bilinear", align_corners=False)
-    return F.cross_entropy(scores, targets, ignore_index=ignore_value, reduction="sum")
+def _enlarge(scores: Tensor, features: dict[str, Tensor], input_shape: dict[str, ShapeSpec]) -> Tensor:
+    """Resize scores to the padded input, whose size follows from the backbone's finest map and its stride."""
+    name, shape = min(input_shape.items(), key=lambda item: item[1].stride)
+    return _resize(scores, [side * shape.stride for side in features[name].shape[-2:]])
 
 
-def _enlarge(scores: Tensor) -> Tensor:
-    return F.interpolate(scores, scale_factor=STRIDE, mode="bilinear", align_corners=False)
-
-
-def _common_options(cfg: CfgNode) -> dict[str, Any]:
-    head = cfg.MODEL.SEM_SEG_HEAD
-    return {
-        "num_classes": head.NUM_CLASSES,
-        "ignore_value": head.IGNORE_VALUE,
-        "loss_weight": head.LOSS_WEIGHT,
-    }
+def _resize(scores: Tensor, size: Any) -> Tensor:
+    return F.interpolate(scores, size=size, mode="bilinear", align_corners=False)

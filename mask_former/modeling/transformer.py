@@ -1,40 +1,41 @@
-"""Sine positions and the encoder and decoder stacks of DETR (arXiv 2005.12872, appendix A.3), batch first.
+"""Sine positions and the encoder and decoder of DETR (arXiv 2005.12872, appendix A.3), batch first.
 
 Maps are (B, C, h, w); as sequences they are (B, S, C) with S = h * w. Attribute names (`self_attn`,
-`multihead_attn`, `linear1`, `norm1`, ...) are names in checkpoints.
+`multihead_attn`, `linear1`, `norm1`, ...) are those of published checkpoints.
 """
 
 import functools
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 
 def map_to_sequence(features: Tensor) -> Tensor:
-    """Return a map (B, C, h, w) as a sequence (B, S, C), row by row."""
+    """Flatten a map (B, C, h, w), row by row, to a sequence (B, S, C)."""
     return features.flatten(2).transpose(1, 2)
 
 
 def sequence_to_map(sequence: Tensor, height: int, width: int) -> Tensor:
-    """Return a sequence (B, S, C) as a map (B, C, height, width)."""
+    """Reshape a sequence (B, S, C) to a map (B, C, height, width)."""
     return sequence.transpose(1, 2).unflatten(2, (height, width))
 
 
 def sine_positions(features: Tensor) -> Tensor:
-    """Return the positions (1, S, C) of the map `features` (B, C, h, w), in its dtype, on its device.
+    """Return the sine position encoding (1, S, C) of the map `features` (B, C, h, w), in its dtype.
 
-    The first half of the channels encodes the row and the second half the column, C / 4 wavelengths each,
-    sines on even channels and cosines on odd ones. Sizes seen before are read from a cache: do not write
-    into the result.
+    The first half of the channels encodes the row and the second half the column, with C / 4 wavelengths
+    each, sines on even channels and cosines on odd ones. The result is cached: do not modify it in place.
     """
     _, channels, height, width = features.shape
-    # A compiler or tracer must record the computation, for sizes may vary; what it holds is not for others.
-    recorded = torch.jit.is_tracing() or torch.compiler.is_compiling() or type(features) is not Tensor
-    compute = _sine_positions if recorded else _cached_sine_positions
+    # Tracers must record the computation, since sizes may vary, and their tensors must not enter the cache.
+    is_traced = torch.jit.is_tracing() or torch.compiler.is_compiling() or type(features) is not Tensor
+    compute = _sine_positions if is_traced else _cached_sine_positions
     return compute(channels, height, width, features.device, features.dtype)
 
 
@@ -50,13 +51,13 @@ def _sine_positions(
 def _cached_sine_positions(
     channels: int, height: int, width: int, device: torch.device, dtype: torch.dtype
 ) -> Tensor:
-    # A tensor made in inference mode could not take part in training later.
+    # A tensor created in inference mode could not be used in training later.
     with torch.inference_mode(False):
         return _sine_positions(channels, height, width, device, dtype)
 
 
 def _encode_axis(length: int, channels: int, device: torch.device) -> Tensor:
-    """Return (length, channels): positions 1 to `length`, scaled to 2 pi, at channels / 2 frequencies."""
+    """Encode positions 1 to `length`, scaled to 2 pi, at channels / 2 frequencies: (length, channels)."""
     position = torch.arange(1, length + 1, dtype=torch.float32, device=device)
     position = position / (length + 1e-6) * (2 * math.pi)
     exponent = torch.arange(0, channels, 2, dtype=torch.float32, device=device) / channels
@@ -65,7 +66,7 @@ def _encode_axis(length: int, channels: int, device: torch.device) -> Tensor:
 
 
 def check_width(channels: int, num_heads: int, key: str) -> None:
-    """Raise ValueError, naming the config key of `channels`, unless attention and positions can have them."""
+    """Raise ValueError, naming `key`, if `channels` do not suit the attention heads and sine positions."""
     if channels <= 0 or channels % 4 or channels % num_heads:
         raise ValueError(
             f"{key} is {channels}; it must be a multiple of 4 (sine positions) and of "
@@ -73,8 +74,18 @@ def check_width(channels: int, num_heads: int, key: str) -> None:
         )
 
 
+def attention_kernels(training: bool, device: torch.device) -> AbstractContextManager[None]:
+    """Return a context that selects the kernels of scaled dot-product attention.
+
+    In training on CPUs it is the plain formula: the fused kernel recomputes the attention weights for the
+    gradient with an error of 6e-8 times the logit, which from logits of about 30 on exceeds the true
+    gradient of queries and keys. An optimizer that scales gradients, such as AdamW, amplifies that noise.
+    """
+    return sdpa_kernel(SDPBackend.MATH) if training and device.type == "cpu" else nullcontext()
+
+
 class LayerOptions(NamedTuple):
-    """What the layers of a stack are built from; `normalize_before` puts norms before the sub-layers."""
+    """Sizes of a layer; `normalize_before` puts norms before the sub-layers instead of after."""
 
     channels: int
     num_heads: int
@@ -84,7 +95,7 @@ class LayerOptions(NamedTuple):
 
 
 class _Layer(nn.Module):
-    """What encoder and decoder layers share: self-attention, the feed-forward part and the residual rule."""
+    """Base of encoder and decoder layers: self-attention, feed-forward network and residual rule."""
 
     def __init__(self, options: LayerOptions) -> None:
         super().__init__()
@@ -98,15 +109,14 @@ class _Layer(nn.Module):
         self.normalize_before = options.normalize_before
 
     def _add(self, states: Tensor, norm: nn.Module, sublayer: Callable[[Tensor], Tensor]) -> Tensor:
-        """Return `states` plus what the sub-layer makes of them, normalised before or after."""
+        """Add the output of `sublayer` to `states`, with the norm before the sub-layer or after the sum."""
         if self.normalize_before:
             return states + self.dropout(sublayer(norm(states)))
         return norm(states + self.dropout(sublayer(states)))
 
     def _attend_to_self(self, states: Tensor, positions: Tensor) -> Tensor:
         query = key = states + positions
-        # Not asked for its weights, the module runs torch's fused kernel.
-        return self.self_attn(query, key, states, need_weights=False)[0]
+        return _attend(self.self_attn, query, key, states)
 
     def _feed_forward(self, states: Tensor) -> Tensor:
         return self.linear2(self.dropout(F.relu(self.linear1(states))))
@@ -116,17 +126,23 @@ def _attention(options: LayerOptions) -> nn.MultiheadAttention:
     return nn.MultiheadAttention(options.channels, options.num_heads, options.dropout, batch_first=True)
 
 
+def _attend(attention: nn.MultiheadAttention, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    with attention_kernels(attention.training, query.device):
+        # With need_weights, the module would not use scaled_dot_product_attention.
+        return attention(query, key, value, need_weights=False)[0]
+
+
 class EncoderLayer(_Layer):
-    """Self-attention over a map, then a feed-forward part."""
+    """Self-attention over a map, then a feed-forward network."""
 
     def forward(self, states: Tensor, positions: Tensor) -> Tensor:
-        """Return the next states (B, S, C); `positions` (1, S, C) are added to queries and keys only."""
+        """Return the updated states (B, S, C); `positions` (1, S, C) are added to queries and keys only."""
         states = self._add(states, self.norm1, lambda x: self._attend_to_self(x, positions))
         return self._add(states, self.norm2, self._feed_forward)
 
 
 class DecoderLayer(_Layer):
-    """Attention among queries, attention of queries to a memory, then a feed-forward part."""
+    """Self-attention of the queries, cross-attention to a memory, then a feed-forward network."""
 
     def __init__(self, options: LayerOptions) -> None:
         super().__init__(options)
@@ -134,10 +150,10 @@ class DecoderLayer(_Layer):
         self.norm3 = nn.LayerNorm(options.channels)
 
     def forward(self, states: Tensor, query_positions: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """Return the next states (B, Q, C) from those, (1, Q, C) positions and (B, S, C) keys and values."""
+        """Return the updated states (B, Q, C), given query positions (1, Q, C), keys and values (B, S, C)."""
 
         def attend_to_memory(x: Tensor) -> Tensor:
-            return self.multihead_attn(x + query_positions, keys, values, need_weights=False)[0]
+            return _attend(self.multihead_attn, x + query_positions, keys, values)
 
         states = self._add(states, self.norm1, lambda x: self._attend_to_self(x, query_positions))
         states = self._add(states, self.norm2, attend_to_memory)
@@ -145,7 +161,7 @@ class DecoderLayer(_Layer):
 
 
 class TransformerEncoder(nn.Module):
-    """Encoder layers, with a last norm only where the layers normalise before."""
+    """Encoder layers, followed by a norm if the layers normalise before their sub-layers."""
 
     def __init__(self, num_layers: int, options: LayerOptions) -> None:
         super().__init__()
@@ -163,7 +179,7 @@ class TransformerEncoder(nn.Module):
 
 
 class TransformerDecoder(nn.Module):
-    """Decoder layers that start from zeros; one norm is shared by what every layer gives out."""
+    """Decoder layers, applied to states that start as zeros; one norm is shared by all outputs."""
 
     def __init__(self, num_layers: int, options: LayerOptions) -> None:
         super().__init__()
@@ -172,11 +188,11 @@ class TransformerDecoder(nn.Module):
         _initialize(self)
 
     def forward(self, queries: Tensor, memory: Tensor) -> list[Tensor]:
-        """Return the normalised states (B, Q, C) after each layer, the answer last.
+        """Return the normalised states (B, Q, C) after each layer, the last layer's last.
 
         Args:
-            queries: (Q, C) learned query embeddings, the positions of the queries in every layer.
-            memory: (B, C, h, w) the map they read.
+            queries: (Q, C) learned query embeddings, used as query positions in every layer.
+            memory: (B, C, h, w) the map that the queries attend to.
         """
         values = map_to_sequence(memory)
         keys = values + sine_positions(memory)
@@ -188,27 +204,9 @@ class TransformerDecoder(nn.Module):
             outputs.append(self.norm(states))
         return outputs
 
-    def inspect(self, queries: Tensor, memory: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        """Return the result of `forward` and, per layer, the cross-attention (B, heads, Q, h, w)."""
-        maps: list[Tensor] = []
-
-        # Watched from outside, so that `forward` need not know of attention weights.
-        def watch(attention: nn.MultiheadAttention, inputs: tuple[Tensor, Tensor, Tensor]) -> None:
-            weights = attention.forward(*inputs, need_weights=True, average_attn_weights=False)[1]
-            assert weights is not None, "torch gives the weights that it is asked for"
-            maps.append(weights.unflatten(3, memory.shape[2:]))
-
-        layers = [layer for layer in self.layers if isinstance(layer, DecoderLayer)]
-        hooks = [layer.multihead_attn.register_forward_pre_hook(watch) for layer in layers]
-        try:
-            return self(queries, memory), maps
-        finally:
-            for hook in hooks:
-                hook.remove()
-
 
 def _initialize(stack: nn.Module) -> None:
-    """Draw every matrix of `stack` from Xavier's uniform distribution; vectors keep torch's defaults."""
+    """Initialize all matrices from Xavier's uniform distribution; vectors keep torch's defaults."""
     for parameter in stack.parameters():
         if parameter.dim() > 1:
             nn.init.xavier_uniform_(parameter)

@@ -1,11 +1,11 @@
 """Transformer decoder: from a memory map and per-pixel embeddings to class and mask logits per query.
 
 A transformer decoder is built as `(cfg, in_channels, mask_classification)` and called with
-`(memory, mask_features)`; it returns a list of `Prediction`, the answer last.
+`(memory, mask_features)`; it returns a list of `Prediction`, the last layer's last.
 """
 
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -23,26 +23,13 @@ TRANSFORMER_DECODER_REGISTRY.__doc__ = (
 )
 
 
-class Inspection(NamedTuple):
-    """What goes on inside a transformer decoder: one entry a layer in each list, the last layer last.
-
-    predictions: what each layer's queries stand for, supervised or not.
-    query_embeddings: (B, Q, C) float.
-    cross_attention: (B, heads, Q, h', w') float on the memory map, 1 when summed over it.
-    """
-
-    predictions: list[Prediction]
-    query_embeddings: list[Tensor]
-    cross_attention: list[Tensor]
-
-
 def build_transformer_decoder(cfg: CfgNode, in_channels: int, mask_classification: bool = True) -> nn.Module:
     """Return the decoder named by MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME.
 
     Args:
         cfg: the configuration.
-        in_channels: channels of the memory map it will read.
-        mask_classification: whether queries are classified; if not, `Prediction.class_logits` is (B, Q, 0).
+        in_channels: channels of the memory map.
+        mask_classification: classify queries; otherwise `Prediction.class_logits` is (B, Q, 0).
     """
     name = cfg.MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME
     if name not in TRANSFORMER_DECODER_REGISTRY:
@@ -55,22 +42,22 @@ def build_transformer_decoder(cfg: CfgNode, in_channels: int, mask_classificatio
 
 
 class MLP(nn.Module):
-    """Linear layers with ReLU between them."""
+    """Linear layers with ReLU in between."""
 
     def __init__(self, widths: list[int]) -> None:
-        """Build one layer between each pair of neighbours in `widths`."""
+        """Build one linear layer for each pair of consecutive `widths`."""
         super().__init__()
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return (..., widths[-1]) from (..., widths[0])."""
+        """Map (..., widths[0]) to (..., widths[-1])."""
         for layer in self.layers[:-1]:
             x = F.relu(layer(x))
         return self.layers[-1](x)
 
 
 class _Transformer(nn.Module):
-    """What checkpoints call `transformer`: an encoder of the memory, if it has layers, and a decoder."""
+    """The module named `transformer` in checkpoints: an encoder of the memory (if any) and a decoder."""
 
     def __init__(self, enc_layers: int, dec_layers: int, options: LayerOptions) -> None:
         super().__init__()
@@ -80,13 +67,13 @@ class _Transformer(nn.Module):
     def forward(self, queries: Tensor, memory: Tensor) -> list[Tensor]:
         return self.decoder(queries, self.encoder(memory))
 
-    def inspect(self, queries: Tensor, memory: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        return self.decoder.inspect(queries, self.encoder(memory))
-
 
 @TRANSFORMER_DECODER_REGISTRY.register()
 class StandardTransformerDecoder(nn.Module):
-    """MaskFormer's decoder (arXiv 2107.06278, section 3.3): queries read one map; masks are dot products."""
+    """MaskFormer's decoder (arXiv 2107.06278, section 3.3): queries attend to one map.
+
+    Masks are dot products of mask embeddings and per-pixel embeddings.
+    """
 
     @configurable
     def __init__(
@@ -145,24 +132,18 @@ class StandardTransformerDecoder(nn.Module):
         }
 
     def forward(self, memory: Tensor, mask_features: Tensor) -> list[Prediction]:
-        """Return the predictions of the supervised layers, the answer last.
+        """Return the predictions of the supervised layers, the last layer's last.
 
-        In evaluation, and without deep supervision, the answer is the only one.
+        In evaluation, and without deep supervision, only the last layer's.
 
         Args:
-            memory: (B, C_in, h', w') the map that the queries read.
+            memory: (B, C_in, h', w') the map that the queries attend to.
             mask_features: (B, C, h, w) per-pixel embeddings.
         """
         states = self.transformer(self.query_embed.weight, self.input_proj(memory))
         if not (self.training and self.deep_supervision):
             states = states[-1:]
         return [self._predict(layer_states, mask_features) for layer_states in states]
-
-    def inspect(self, memory: Tensor, mask_features: Tensor) -> Inspection:
-        """Return the predictions, query embeddings and cross-attention of every layer; see `forward`."""
-        states, attention = self.transformer.inspect(self.query_embed.weight, self.input_proj(memory))
-        predictions = [self._predict(layer_states, mask_features) for layer_states in states]
-        return Inspection(predictions, states, attention)
 
     def _predict(self, states: Tensor, mask_features: Tensor) -> Prediction:
         if self.class_embed is None:

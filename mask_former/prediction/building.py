@@ -1,36 +1,13 @@
 """Models from configurations, on a device that exists, with or without a registered data set."""
 
-from collections.abc import Collection, Mapping
-from pathlib import Path
-from typing import Any
+from collections.abc import Collection
 
 from detectron2.config import CfgNode
 from detectron2.modeling import META_ARCH_REGISTRY
 from torch import nn
 
-from mask_former.checkpoint import described_config
-from mask_former.config import available_device, load_config
+from mask_former.config import available_device
 from mask_former.prediction.rules import has_queries
-
-
-def config_of_checkpoint(metadata: Mapping[str, Any], file: str | Path) -> CfgNode:
-    """Return the configuration that a checkpoint describes; `file` is named in errors."""
-    described = described_config(metadata)
-    if described is None:
-        raise ValueError(
-            f"{file} holds weights only and does not describe its model: give the configuration, too "
-            "(Predictor.from_config, --config-file); for published weights, the name in the zoo "
-            "(Predictor.from_zoo)."
-        )
-    cfg = load_config()
-    try:
-        cfg.merge_from_other_cfg(described)
-    except (KeyError, ValueError, AttributeError) as error:
-        raise ValueError(
-            f"{file} describes its model with a configuration that does not fit this version ({error}); "
-            "give a configuration of this version (Predictor.from_config, --config-file)."
-        ) from error
-    return cfg
 
 
 def build_model(

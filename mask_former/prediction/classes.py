@@ -10,8 +10,9 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from numpy.typing import NDArray
 
-from mask_former.checkpoint import dataset_ids_of, describe
-from mask_former.data.class_tables import distinct_colors
+from mask_former.checkpoint import describe
+from mask_former.checkpoint.description import dataset_ids_of
+from mask_former.formats import distinct_colors
 
 Color = tuple[int, int, int]
 # Key of a checkpoint's metadata: the category id of each class in files of its data set.

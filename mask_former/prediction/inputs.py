@@ -10,15 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mask_former.data.pictures import read_picture
-
-# Of the files in a folder, those that are taken for pictures.
-PICTURE_SUFFIXES = frozenset(
-    (
-        *(".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm"),
-        *(".tga", ".tif", ".tiff", ".webp"),
-    )
-)
+from mask_former.formats import PICTURE_SUFFIXES, read_picture
 
 
 class PictureError(ValueError):

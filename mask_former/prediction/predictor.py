@@ -18,12 +18,12 @@ from detectron2.data import transforms as T
 from torch import Tensor, nn
 
 from mask_former import model_zoo
-from mask_former.checkpoint import Checkpointer, read_checkpoint
-from mask_former.checkpoint.weights import resolve
+from mask_former.checkpoint import described_config, read_checkpoint, resolve
+from mask_former.checkpoint.fitting import load_weights
 from mask_former.config import load_config, merge_opts
 from mask_former.inference.resizing import Sizes
 from mask_former.modeling.preparation import prepare_for_inference
-from mask_former.prediction.building import build_model, config_of_checkpoint
+from mask_former.prediction.building import build_model
 from mask_former.prediction.classes import ClassTable, classes_of_dataset, described_classes
 from mask_former.prediction.forming import form_result, kept_labels, strongest_queries
 from mask_former.prediction.inputs import ErrorHandler, Picture, PictureError, Source, load_all
@@ -123,8 +123,15 @@ class Predictor:
                     of them that suits the device best.
         """
         file = resolve(weights)
-        metadata = read_checkpoint(file).get("metadata") or {}
-        cfg = config_of_checkpoint(metadata, file)
+        checkpoint = read_checkpoint(file)
+        metadata = checkpoint.get("metadata", {})
+        cfg = described_config(metadata, file)
+        if cfg is None:
+            raise ValueError(
+                f"{file} holds weights only and does not describe its model: give the configuration, too "
+                "(Predictor.from_config, --config-file); for published weights, the name in the zoo "
+                "(Predictor.from_zoo)."
+            )
         merge_opts(cfg, opts)
         classes = described_classes(metadata, cfg)
         licence = str(metadata.get("license") or "")
@@ -133,7 +140,7 @@ class Predictor:
             logger.info("Licence of the weights %s: %s", file.name, licence)
         thing_ids = classes.things if cfg.MODEL.MASK_FORMER.TEST.PANOPTIC_ON else classes.things or None
         model = build_model(cfg, device, thing_ids)
-        Checkpointer(model).load(str(file))
+        load_weights(model, checkpoint, str(file))
         return cls(model, cfg, classes, metadata=metadata, **_renamed(options))
 
     @classmethod
@@ -160,11 +167,12 @@ class Predictor:
         if not weights:
             raise ValueError("There are no weights to predict with: pass `weights`, or set MODEL.WEIGHTS.")
         file = resolve(weights)
-        metadata = read_checkpoint(file).get("metadata") or {}
+        checkpoint = read_checkpoint(file)
+        metadata = checkpoint.get("metadata", {})
         is_described = len(metadata.get("class_names") or ()) == cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
         classes = described_classes(metadata, cfg) if is_described else classes_of_dataset(cfg)
         model = build_model(cfg, device, classes.things or None)
-        Checkpointer(model).load(str(file))
+        load_weights(model, checkpoint, str(file))
         return cls(model, cfg, classes, metadata=metadata, **_renamed(options))
 
     @classmethod

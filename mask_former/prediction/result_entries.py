@@ -1,12 +1,11 @@
 """A result as entries of COCO's JSON files and rows of a table; category ids are those of the data set."""
 
-from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pycocotools.mask
 from numpy.typing import NDArray
 
+from mask_former.formats import box_of_mask, coco_box, encode_mask
 from mask_former.prediction.classes import ClassTable
 
 if TYPE_CHECKING:
@@ -36,7 +35,7 @@ def panoptic_entries(result: "Result") -> list[dict[str, Any]]:
             "isthing": int(segment.is_thing),
             "score": round(segment.score, 6),
             "area": segment.area,
-            "bbox": _coco_box(segment.box),
+            "bbox": coco_box(segment.box),
             "iscrowd": 0,
         }
         for segment in result.segments
@@ -53,21 +52,11 @@ def coco_entries(result: "Result", image_id: int | str) -> list[dict[str, Any]] 
             "image_id": image_id,
             "category_id": result.classes.dataset_ids[category_id],
             "score": round(score, 6),
-            "bbox": _coco_box(box),
-            "segmentation": _run_lengths(mask),
+            "bbox": coco_box([float(edge) for edge in box]),
+            "segmentation": encode_mask(mask),
         }
         for mask, category_id, score, box in found
     ]
-
-
-def _coco_box(box: Collection[float]) -> list[float]:
-    x0, y0, x1, y1 = (float(edge) for edge in box)
-    return [x0, y0, x1 - x0, y1 - y0]
-
-
-def _run_lengths(mask: NDArray[np.bool_]) -> dict[str, Any]:
-    encoded = pycocotools.mask.encode(np.asfortranarray(mask, np.uint8))
-    return {"size": [int(side) for side in encoded["size"]], "counts": encoded["counts"].decode("ascii")}
 
 
 def _coco_masks(result: "Result") -> list[tuple[NDArray[np.bool_], int, float, Any]] | None:
@@ -120,8 +109,8 @@ def segment_rows(result: "Result") -> list[tuple[Any, ...]]:
     rows = []
     for label in np.unique(result.semantic).tolist():
         if label < len(result.classes):
-            ys, xs = np.nonzero(result.semantic == label)
-            box = (float(xs.min()), float(ys.min()), float(xs.max() + 1), float(ys.max() + 1))
+            mask = result.semantic == label
+            area, box = int(np.count_nonzero(mask)), map(float, box_of_mask(mask))
             name = result.classes.names[label]
-            rows.append(("semantic", label, own_id[label], name, int(is_thing[label]), "", len(xs), *box))
+            rows.append(("semantic", label, own_id[label], name, int(is_thing[label]), "", area, *box))
     return rows

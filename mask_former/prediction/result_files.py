@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from mask_former.evaluation.labels import id_to_rgb
+from mask_former.formats import id_to_rgb, replacing
 from mask_former.prediction.classes import ClassTable
 from mask_former.prediction.result_entries import (
     CSV_COLUMNS,
@@ -201,11 +201,8 @@ def _known_kinds(kinds: Collection[str]) -> frozenset[str]:
 
 def save_picture(picture: Image.Image, file: Path, **options: Any) -> None:
     """Write a picture so that there is never half of one."""
-    partial = file.with_name(f".{file.name}.partial")
     try:
-        picture.save(partial, format="JPEG" if file.suffix == ".jpg" else "PNG", **options)
-        partial.replace(file)
+        with replacing(file) as partial:
+            picture.save(partial, format="JPEG" if file.suffix == ".jpg" else "PNG", **options)
     except OSError as error:
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)
         raise OSError(error.errno, f"cannot write: {error.strerror or error}", str(file)) from error

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mask_former.checkpoint.atomic_writing import replacing
+from mask_former.formats import replacing
 
 Key = int | str
 Entry = dict[str, Any]

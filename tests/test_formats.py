@@ -1,5 +1,6 @@
-"""Reading of picture and label files."""
+"""File formats: pictures, label maps, panoptic maps, run lengths, boxes, class tables, atomic writing."""
 
+import os
 import warnings
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 from detectron2.data.detection_utils import read_image
 from PIL import Image
 
-from mask_former.data.pictures import picture_size, read_class_indices, read_panoptic_ids, read_picture
+from mask_former.formats import picture_size, read_label_map, read_panoptic_map, read_picture, replacing
 
 RNG = np.random.default_rng(0)
 COLOURS = RNG.integers(0, 256, (7, 11, 3), dtype=np.uint8)
@@ -41,12 +42,17 @@ def test_sixteen_bit_grey_keeps_its_upper_byte(tmp_path):
     assert np.array_equal(read_picture(file_name, "RGB"), expected)
 
 
-@pytest.mark.parametrize(("name", "dtype"), [("x.png", np.uint8), ("x.png", np.uint16), ("x.tif", np.uint16)])
+@pytest.mark.parametrize(
+    ("name", "dtype"), [("x.png", np.uint8), ("x.png", np.uint16), ("x.tif", np.uint16), ("x.png", bool)]
+)
 def test_label_indices_come_as_stored(tmp_path, name, dtype):
     file_name = str(tmp_path / name)
-    label = RNG.integers(0, np.iinfo(dtype).max + 1, (7, 11)).astype(dtype)
+    highest = 1 if dtype is bool else np.iinfo(dtype).max
+    label = RNG.integers(0, highest + 1, (7, 11)).astype(dtype)
     Image.fromarray(label).save(file_name)
-    assert np.array_equal(read_class_indices(file_name), label)
+    read = read_label_map(file_name)
+    assert np.issubdtype(read.dtype, np.integer)
+    assert np.array_equal(read, label)
 
 
 def test_palette_label_gives_indices(tmp_path):
@@ -56,7 +62,7 @@ def test_palette_label_gives_indices(tmp_path):
     picture.putpalette([200 - i for i in range(66) for _ in range(3)])
     picture.save(file_name)
     assert Image.open(file_name).mode == "P"
-    assert np.array_equal(read_class_indices(file_name), label)
+    assert np.array_equal(read_label_map(file_name), label)
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA"])
@@ -66,7 +72,7 @@ def test_coloured_label_is_refused_by_name(tmp_path, mode):
     with pytest.raises(
         ValueError, match=rf"label\.png.*{len(mode)} channels.*index of each colour"
     ) as caught:
-        read_class_indices(file_name)
+        read_label_map(file_name)
     assert "\n" not in str(caught.value)
 
 
@@ -74,14 +80,19 @@ def test_panoptic_ids_are_little_endian_colours(tmp_path):
     file_name = str(tmp_path / "label.png")
     Image.fromarray(COLOURS).save(file_name)
     expected = [[int(r) + 256 * int(g) + 65536 * int(b) for r, g, b in row] for row in COLOURS]
-    assert read_panoptic_ids(file_name).tolist() == expected
+    assert read_panoptic_map(file_name).tolist() == expected
 
 
-def test_grey_panoptic_label_is_refused_by_name(tmp_path):
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA"])
+def test_panoptic_file_that_is_not_rgb_is_refused_by_name(tmp_path, mode):
     file_name = str(tmp_path / "label.png")
-    Image.fromarray(COLOURS[..., 0]).save(file_name)
-    with pytest.raises(ValueError, match=r"label\.png.*mode is L.*RGB PNG.*mask_former_semantic"):
-        read_panoptic_ids(file_name)
+    Image.fromarray(COLOURS).convert(mode).save(file_name)
+    message = (
+        rf"label\.png: expected an RGB panoptic map .* found mode {mode}\..*RGB PNG.*mask_former_semantic"
+    )
+    with pytest.raises(ValueError, match=message) as caught:
+        read_panoptic_map(file_name)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["cut.jpg", "cut.png", "cut.tif"])
@@ -107,3 +118,30 @@ def test_floating_point_picture_is_refused_by_name(tmp_path):
     Image.fromarray(np.zeros((3, 4), dtype=np.float32)).save(path)
     with pytest.raises(ValueError, match=r"picture\.tif holds floating-point"):
         read_picture(str(path), "RGB")
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path):
+    file = tmp_path / "model.pth"
+    file.write_text("old")
+
+    def fail():
+        with replacing(file) as partial:
+            partial.write_text("half")
+            raise RuntimeError("disk")
+
+    with pytest.raises(RuntimeError, match="disk"):
+        fail()
+    assert file.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_leftovers_of_killed_writers_are_removed_in_time(tmp_path):
+    fresh, stale = tmp_path / ".m.pth.1.partial", tmp_path / ".m.pth.2.partial"
+    for leftover in (fresh, stale):
+        leftover.write_text("half")
+    os.utime(stale, (0, 0))
+    with replacing(tmp_path / "m.pth") as partial:
+        partial.write_text("whole")
+    assert fresh.exists()
+    assert not stale.exists()
+    assert (tmp_path / "m.pth").read_text() == "whole"

@@ -1,0 +1,332 @@
+"""Fit the entries of a weight file to a model, and report what did not fit, why, and what to do."""
+
+import logging
+import re
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from detectron2.checkpoint.c2_model_loading import convert_c2_detectron_names
+from torch import Tensor, nn
+
+from mask_former.checkpoint.description import class_names_of
+
+logger = logging.getLogger(__name__)
+
+# A file of backbone weights names its entries without, or with, the path of the backbone in a model.
+PREFIXES = ("", "backbone.", "backbone.bottom_up.")
+HEAD, PIXEL_DECODER = "sem_seg_head.", "sem_seg_head.pixel_decoder."
+# Entries that the model computes by itself: neither having nor missing them is reported.
+COMPUTED = re.compile(
+    r"(^|\.)(criterion\.empty_weight|pixel_mean|pixel_std|num_batches_tracked|attn_mask"
+    r"|relative_position_index|relative_coords_table)$"
+)
+# The image classifier at the end of a backbone's pre-training.
+CLASSIFIER = re.compile(r"^(stem\.fc|fc|head|head\.fc|norm|classifier|pred)\.(weight|bias)$|^fc1000_[bw]$")
+CLASS_ROWS = re.compile(r"(^|\.)predictor\.(class_embed\.)?(weight|bias)$")
+QUERIES = re.compile(r"(^|\.)predictor\.query_embed\.weight$")
+BIAS_TABLE = re.compile(r"(^|\.)relative_position_bias_table$")
+POSITIONS = re.compile(r"(^|\.)absolute_pos_embed$")
+# What to do about entries that did not load.
+TRAIN = "Train them, or give the config that the file was made with."
+TRAIN_ON = "Train on to fit them."
+GIVE_CONFIG = "Give the config that the file was made with (MODEL.*)."
+
+
+class Group(NamedTuple):
+    """Entries that share a fate: "re-initialised", "adapted" or "unused"; why; and what to do."""
+
+    fate: str
+    why: str
+    action: str
+    names: tuple[str, ...]
+
+    @property
+    def is_fault(self) -> bool:
+        """Whether the model lacks something of the file, or the file something of the model."""
+        return self.action != "Nothing to do."
+
+    def __str__(self) -> str:
+        return f"{self.fate}: {_summary(self.names)} - {self.why}. {self.action}"
+
+
+class LoadReport(NamedTuple):
+    """The result of loading a weight file.
+
+    Fields:
+        source: the file.
+        loaded: entries of the model that hold the file's values, adapted ones included.
+        expected: entries of the model.
+        groups: the other entries that are worth reporting.
+        renamed: entries that had the names of an early release.
+        prefix: what was put before the file's names, for files that hold a backbone alone.
+    """
+
+    source: str
+    loaded: int
+    expected: int
+    groups: tuple[Group, ...] = ()
+    renamed: int = 0
+    prefix: str = ""
+
+    def named(self, fate: str) -> list[str]:
+        """Return the entries of a fate."""
+        return [name for group in self.groups if group.fate == fate for name in group.names]
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the model holds the file's weights, all of them and as they are."""
+        return not any(group.is_fault for group in self.groups)
+
+    def __str__(self) -> str:
+        notes = [f"{self.renamed} under their early names"] if self.renamed else []
+        notes += [f"as {self.prefix}*"] if self.prefix else []
+        counts = {group.fate: len(self.named(group.fate)) for group in self.groups}
+        parts = [f"{count} {fate}" for fate, count in counts.items()]
+        note = f" ({', '.join(notes)})" if notes else ""
+        first = f"{self.source}: {self.loaded} of {self.expected} entries loaded{note}"
+        return "\n".join(["; ".join([first, *parts]), *(f"  {group}" for group in self.groups)])
+
+
+def load_weights(
+    model: nn.Module,
+    checkpoint: Mapping[str, Any],
+    source: str,
+    *,
+    class_names: Sequence[str] | None = None,
+    match_class_names: bool = False,
+    strict: bool = False,
+) -> LoadReport:
+    """Load the weights of a checkpoint into a model, and log and return the report.
+
+    Args:
+        model: is changed.
+        checkpoint: as `read_checkpoint` returns it.
+        source: what the report calls the file.
+        class_names: of the model's classes, if known.
+        match_class_names: carry classifier rows over by class name, as training on other classes wants it;
+            otherwise they are loaded as they are, and a difference of names is one warning.
+        strict: raise ValueError unless the model then holds the file's weights, all of them.
+    """
+    file_classes = class_names_of(checkpoint.get("metadata", {}))
+    names = (file_classes, class_names) if match_class_names else (None, None)
+    fitted, report = fit_weights(checkpoint["model"], model, source, *names)
+    if strict and not report.is_complete:
+        raise ValueError(
+            f"Not every entry fits, and loading is strict (leave out --strict to accept).\n{report}"
+        )
+    model.load_state_dict(fitted, strict=False)
+    logger.log(logging.INFO if report.is_complete else logging.WARNING, "%s", report)
+    if not match_class_names and file_classes and class_names and file_classes != list(class_names):
+        logger.warning(
+            "%s names its classes %s, the data set %s: the weights are used as they are, by index.",
+            source, _listing(file_classes), _listing(class_names),
+        )  # fmt: skip
+    return report
+
+
+def current_names(state: Mapping[str, Tensor], own: Iterable[str] = ()) -> dict[str, Tensor]:
+    """Return a state dict under the names of today's models, whatever its origin.
+
+    Renamed are names with the prefix of DistributedDataParallel, those of Caffe2 (without dots: other
+    libraries' names may end in _w, too), and those of early MaskFormer releases, which have the pixel
+    decoder's entries under the head itself.
+
+    Args:
+        state: name -> tensor, as a file has them.
+        own: names of the model that will load them, which are never changed.
+    """
+    own = set(own)
+    if state and all(name.startswith("module.") for name in state):
+        state = {name.removeprefix("module."): value for name, value in state.items()}
+    if any(name.endswith(("_bn_s", "_w")) for name in state) and not any("." in name for name in state):
+        blobs = {name: value for name, value in state.items() if not name.endswith("_momentum")}
+        state, _ = convert_c2_detectron_names(blobs)
+    is_early = {
+        name: name.startswith(HEAD)
+        and not name.startswith((PIXEL_DECODER, f"{HEAD}predictor."))
+        and name not in own
+        for name in state
+    }
+    return {
+        PIXEL_DECODER + name.removeprefix(HEAD) if is_early[name] else name: value
+        for name, value in state.items()
+    }
+
+
+def fit_weights(
+    state: Mapping[str, Tensor],
+    model: nn.Module,
+    source: str,
+    file_classes: Sequence[str] | None = None,
+    model_classes: Sequence[str] | None = None,
+) -> tuple["OrderedDict[str, Tensor]", LoadReport]:
+    """Return what of `state` the model can load, under its own names and in its shapes, and the report.
+
+    Args:
+        state: name -> tensor, as a file has them.
+        model: will load them; it is not changed.
+        source: what the report calls the file.
+        file_classes: the names of the file's classes, to carry classifier rows over by name; None: by index.
+        model_classes: the names of the model's classes.
+    """
+    own = model.state_dict()
+    named = current_names(state, own)
+    # One prefix for all names: matched one by one by their ends, a classifier's `norm.weight` would go into
+    # any norm of its shape.
+    prefix = max(PREFIXES, key=lambda prefix: sum(f"{prefix}{name}" in own for name in named))
+    named = {f"{prefix}{name}": value for name, value in named.items()}
+    fit = _Fit(own, file_classes, model_classes)
+    fitted: OrderedDict[str, Tensor] = OrderedDict()
+    if not prefix and hasattr(state, "_metadata"):  # versions of modules
+        fitted._metadata = state._metadata  # type: ignore[attr-defined]
+    for name in own:
+        value = fit.entry(name, named[name]) if name in named else None
+        if value is not None:
+            fitted[name] = value
+    if not fitted:
+        raise ValueError(
+            f"{source}: none of its {len(state)} entries fits the model. It has {_summary(list(state))}; the "
+            f"model has {_summary(list(own))}. Give the config of the model that the file was made for, or "
+            "convert the file: python -m mask_former.convert."
+        )
+    frozen = {name for name, value in model.named_parameters() if not value.requires_grad}
+    fit.note_missing([name for name in own if name not in named], frozen, named)
+    fit.note_unused([name.removeprefix(prefix) for name in named if name not in own])
+    renamed = sum(name not in state and name.startswith(PIXEL_DECODER) for name in named) if not prefix else 0
+    return fitted, LoadReport(source, len(fitted), len(own), fit.groups(), renamed, prefix)
+
+
+class _Fit:
+    """Fits entries one by one and notes what does not fit as it is."""
+
+    def __init__(
+        self,
+        own: Mapping[str, Tensor],
+        file_classes: Sequence[str] | None,
+        model_classes: Sequence[str] | None,
+    ) -> None:
+        self.own = own
+        self.file_classes, self.model_classes = list(file_classes or ()), list(model_classes or ())
+        # Without a classifier, query k is class k (per_pixel.py).
+        self.queries_are_classes = not any("predictor.class_embed." in name for name in own)
+        self.notes: OrderedDict[tuple[str, str, str], list[str]] = OrderedDict()
+
+    def note(self, fate: str, names: Iterable[str], why: str, action: str) -> None:
+        """Note entries of one fate, for one reason."""
+        for name in names:
+            self.notes.setdefault((fate, why, action), []).append(name)
+
+    def groups(self) -> tuple[Group, ...]:
+        """Return the notes, one group for each fate and reason."""
+        return tuple(Group(*reason, tuple(names)) for reason, names in self.notes.items())
+
+    def entry(self, name: str, value: Tensor) -> Tensor | None:
+        """Return the value for the model's entry of this name, None if it cannot be made to fit."""
+        own = self.own[name]
+        is_query = bool(QUERIES.search(name))
+        is_row = bool(CLASS_ROWS.search(name)) or (is_query and self.queries_are_classes)
+        if COMPUTED.search(name):
+            # A counter is the file's; what follows from the model's sizes is the model's.
+            return value if name.endswith("num_batches_tracked") else own
+        if value.is_floating_point() != own.is_floating_point():
+            why = f"type {value.dtype} in the file, {own.dtype} in the model"
+            return self.note("re-initialised", [name], why, TRAIN)
+        if is_row and (rows := self._rows_by_name(name, value, own)) is not None:
+            return rows
+        if value.shape == own.shape:
+            return value
+        if is_query and not is_row and value.shape[1:] == own.shape[1:]:
+            why = f"{len(value)} queries in the file, {len(own)} in the model: the first are kept"
+            self.note("adapted", [name], why, TRAIN_ON)
+            common = min(len(value), len(own))
+            return torch.cat([value[:common].to(own), own[common:]])
+        if BIAS_TABLE.search(name) and _is_resizable(value, own):
+            self.note("adapted", [name], "another window size: position tables are resized", TRAIN_ON)
+            return resized_bias_table(value, len(own))
+        if POSITIONS.search(name) and value.ndim == 4 and value.shape[:2] == own.shape[:2]:
+            why = "another picture size in pre-training: position tables are resized"
+            self.note("adapted", [name], why, TRAIN_ON)
+            return F.interpolate(value.float(), size=own.shape[-2:], mode="bicubic", align_corners=False)
+        why = f"shape {tuple(value.shape)} in the file, {tuple(own.shape)} in the model"
+        if is_row and value.shape[1:] == own.shape[1:]:
+            why = f"{len(value)} class rows in the file, {len(own)} in the model"
+            why += ", and the class names of one side are not known"
+        return self.note("re-initialised", [name], why, TRAIN)
+
+    def _rows_by_name(self, name: str, value: Tensor, own: Tensor) -> Tensor | None:
+        """Return the model's class rows with those of the file that have its name, None if not possible."""
+        old, new = self.file_classes, self.model_classes
+        extra = 1 if "class_embed." in name else 0  # the last row is "no object"
+        if not old or not new or old == new or len(set(old)) < len(old):
+            return None
+        if len(value) != len(old) + extra or len(own) != len(new) + extra or value.shape[1:] != own.shape[1:]:
+            return None
+        rows = own.clone()
+        for row, label in enumerate(new):
+            if label in old:
+                rows[row] = value[old.index(label)]
+        if extra:
+            rows[-1] = value[-1]
+        added = [label for label in new if label not in old]
+        why = (
+            f"another class list: the rows of {len(new) - len(added)} classes are carried over by name, those "
+            f"of {len(added)} are new" + (f" ({_listing(added)})" if added else "")
+        )
+        self.note("adapted", [name], why, TRAIN_ON)
+        return rows
+
+    def note_missing(self, missing: Iterable[str], frozen: set[str], named: Iterable[str]) -> None:
+        """Note the model's entries that the file lacks."""
+        missing = [name for name in missing if not COMPUTED.search(name)]
+        action = (
+            "They would keep random values: set MODEL.BACKBONE.FREEZE_AT 0 (or MODEL.SWIN.FROZEN_STAGES -1)."
+        )
+        stuck = [name for name in missing if name in frozen]
+        self.note("re-initialised", stuck, "not in the file, and frozen by the config", action)
+        rest = [name for name in missing if name not in frozen]
+        if not any(name.startswith(HEAD) for name in named):
+            why, action = "the file holds a backbone alone", "Train the head; that is how training starts."
+            head = [name for name in rest if not name.startswith("backbone.")]
+            self.note("re-initialised", head, why, action)
+            rest = [name for name in rest if name.startswith("backbone.")]
+        self.note("re-initialised", rest, "not in the file", TRAIN)
+
+    def note_unused(self, unused: Iterable[str]) -> None:
+        """Note the file's entries that the model has no place for."""
+        for name in unused:
+            if CLASSIFIER.search(name):
+                why = "classifier of the pre-training, not needed"
+                self.note("unused", [name], why, "Nothing to do.")
+            elif not COMPUTED.search(name):
+                self.note("unused", [name], "no such name in the model", GIVE_CONFIG)
+
+
+def resized_bias_table(table: Tensor, rows: int) -> Tensor:
+    """Return a Swin position table ((2w-1)^2, heads) for another window, (rows, heads), resized."""
+    old, new = round(len(table) ** 0.5), round(rows**0.5)
+    square = table.float().t().reshape(1, -1, old, old)
+    resized = F.interpolate(square, size=(new, new), mode="bicubic", align_corners=False)
+    return resized.reshape(-1, rows).t().contiguous().to(table.dtype)
+
+
+def _is_resizable(value: Tensor, own: Tensor) -> bool:
+    is_table = value.ndim == own.ndim == 2 and value.shape[1] == own.shape[1]
+    return is_table and all(round(len(table) ** 0.5) ** 2 == len(table) > 0 for table in (value, own))
+
+
+def _summary(names: Sequence[str]) -> str:
+    """Return how many entries there are, and under which modules."""
+    if len(names) <= 3:
+        return ", ".join(names)
+    parents = dict.fromkeys(
+        ".".join(name.split(".")[: 3 if name.startswith(HEAD) else 2]) + ".*" for name in names
+    )
+    return f"{len(names)} entries ({_listing(list(parents))})"
+
+
+def _listing(items: Sequence[str], limit: int = 4) -> str:
+    more = f" and {len(items) - limit} more" if len(items) > limit else ""
+    return ", ".join(items[:limit]) + more

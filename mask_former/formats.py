@@ -1,0 +1,228 @@
+"""File formats that several parts of the package read and write. Each is read and written here only."""
+
+import colorsys
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pycocotools.mask
+from detectron2.data.detection_utils import _apply_exif_orientation, convert_PIL_to_numpy
+from detectron2.utils.file_io import PathManager
+from numpy.typing import NDArray
+from PIL import ExifTags, Image
+
+# One JSON file a data set, one entry a line, in the order of the class ids.
+CLASS_TABLES = Path(__file__).parent / "data" / "classes"
+# Files in a folder that are taken for pictures, and for label maps: those must be free of losses.
+PICTURE_SUFFIXES = frozenset(
+    (
+        *(".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm"),
+        *(".tga", ".tif", ".tiff", ".webp"),
+    )
+)
+LABEL_SUFFIXES = frozenset((".bmp", ".png", ".tif", ".tiff"))
+# Age in seconds from which temporary files of writers that were killed are removed.
+STALE_AFTER = 600
+# Pillow's modes of one integer per pixel. "P" is a palette file, whose indices are the labels.
+LABEL_MODES = ("1", "L", "P", "I", "I;16", "I;16L", "I;16B", "I;16N")
+# A panoptic PNG holds a segment id in three bytes.
+MAX_SEGMENT_ID = 256**3 - 1
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a temporary path to write to, and rename it to `path` at the end of the `with` block.
+
+    At any moment, also after a loss of power, either the old file is there or the new one, complete. The
+    temporary file lies beside `path`, ends in ".partial", and is removed where writing fails.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    _remove_stale(path)
+    try:
+        yield partial
+        _flush(partial)
+        os.replace(partial, path)
+    except BaseException:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise
+    _flush(path.parent)
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError:
+        if not path.is_dir():  # some file systems cannot flush folders
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def _remove_stale(path: Path) -> None:
+    """Remove temporary files that killed writers of `path` left."""
+    prefix = f".{path.name}."
+    for name in os.listdir(path.parent):
+        if name.startswith(prefix) and name.endswith(".partial"):
+            with suppress(OSError):  # another process may remove it at the same time
+                if time.time() - (path.parent / name).stat().st_mtime > STALE_AFTER:
+                    (path.parent / name).unlink()
+
+
+def rgb_to_id(rgb: NDArray[np.uint8]) -> NDArray[np.int32]:
+    """Return the segment ids (...) of colours (..., 3) in a panoptic PNG: R + 256 G + 65536 B."""
+    # Three bytes and a zero are one little-endian number. Copying channel by channel is the fastest way.
+    padded = np.zeros((*rgb.shape[:-1], 4), np.uint8)
+    for channel in range(3):
+        padded[..., channel] = rgb[..., channel]
+    return padded.view("<i4")[..., 0]
+
+
+def id_to_rgb(ids: NDArray[np.integer]) -> NDArray[np.uint8]:
+    """Return the colours (..., 3) of segment ids (...) in a panoptic PNG."""
+    if ids.size and not 0 <= ids.min() <= ids.max() <= MAX_SEGMENT_ID:
+        raise ValueError(
+            f"Segment ids must be in 0..{MAX_SEGMENT_ID} to fit three bytes, found {ids.min()}..{ids.max()}."
+        )
+    return np.stack([ids & 255, ids >> 8 & 255, ids >> 16], axis=-1).astype(np.uint8)
+
+
+def box_of_mask(mask: NDArray[np.bool_]) -> tuple[int, int, int, int]:
+    """Return the smallest box x0, y0, x1, y1 of a mask (H, W) in pixel edges; zeros for an empty mask."""
+    columns, rows = np.flatnonzero(mask.any(axis=0)), np.flatnonzero(mask.any(axis=1))
+    if not len(rows):
+        return 0, 0, 0, 0
+    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+
+
+def coco_box(box: Sequence[float]) -> list[float]:
+    """Return a box x0, y0, x1, y1 as COCO's x, y, width, height."""
+    x0, y0, x1, y1 = box
+    return [x0, y0, x1 - x0, y1 - y0]
+
+
+def encode_mask(mask: NDArray[np.bool_]) -> dict[str, Any]:
+    """Return a mask (H, W) as COCO's compressed run lengths: {"size": [H, W], "counts": str}."""
+    encoded = pycocotools.mask.encode(np.asfortranarray(mask, np.uint8))
+    return {"size": [int(side) for side in encoded["size"]], "counts": encoded["counts"].decode("ascii")}
+
+
+def decode_mask(run_lengths: Mapping[str, Any]) -> NDArray[np.bool_]:
+    """Return the mask (H, W) of COCO's run lengths; "counts" is compressed, or a plain list of numbers."""
+    if isinstance(run_lengths["counts"], list):
+        run_lengths = pycocotools.mask.frPyObjects(dict(run_lengths), *run_lengths["size"])
+    return pycocotools.mask.decode(dict(run_lengths)).astype(bool)
+
+
+def draw_polygons(
+    polygons: Sequence[Sequence[float] | NDArray], height: int, width: int
+) -> NDArray[np.bool_]:
+    """Return the mask (H, W) that COCO's polygons x1, y1, x2, y2, ... cover together.
+
+    Corners may lie outside the picture: only what is inside is filled.
+    """
+    parts = pycocotools.mask.frPyObjects([list(polygon) for polygon in polygons], height, width)
+    return pycocotools.mask.decode(pycocotools.mask.merge(parts)).astype(bool)
+
+
+def read_picture(path: str | Path, image_format: str) -> NDArray[np.uint8]:
+    """Return a picture as (H, W, C) uint8, upright by its EXIF tag.
+
+    Grey and palette pictures become colour, alpha is dropped, and 16-bit grey keeps its upper eight bits
+    (Pillow does so for 16-bit colour, but would clip 16-bit grey to white). For 8-bit files the result is
+    that of `detectron2.data.detection_utils.read_image`.
+
+    Args:
+        path: any file that Pillow reads.
+        image_format: as `INPUT.FORMAT`: "RGB" or "BGR" (C = 3), "L" (C = 1).
+    """
+    picture = _decode(path)
+    if picture.mode == "F":
+        raise ValueError(f"{path} holds floating-point values; expected a picture of 8 or 16 bits.")
+    if picture.mode.startswith("I"):
+        picture = Image.fromarray((np.asarray(picture).clip(0, 65535) >> 8).astype(np.uint8))
+    return convert_PIL_to_numpy(picture, image_format)
+
+
+def picture_size(path: str | Path) -> tuple[int, int]:
+    """Return width and height of the upright picture, from its header alone."""
+    picture = _decode(path, header_only=True)
+    width, height = picture.size
+    # Orientations 5 to 8 of EXIF turn the picture by a quarter.
+    return (height, width) if picture.getexif().get(ExifTags.Base.Orientation, 1) >= 5 else (width, height)
+
+
+def read_label_map(path: str | Path) -> NDArray[np.integer]:
+    """Return the class indices (H, W) of a one-channel file as stored: 8, 16 or 32 bits, or a palette."""
+    label = _decode(path)
+    if label.mode not in LABEL_MODES:
+        raise ValueError(
+            f"{path}: expected a label map with one integer per pixel, as a grey (8 or 16 bits) or palette "
+            f"PNG or TIFF, found a picture of mode {label.mode} with {len(label.getbands())} channels. If "
+            "its colours stand for classes, write the index of each colour; if they are panoptic segment "
+            "ids, set INPUT.DATASET_MAPPER_NAME to mask_former_panoptic."
+        )
+    indices = np.asarray(label)
+    # Pillow gives the true pixels of a one-bit file as bytes of 255.
+    return indices.astype(np.uint8) if label.mode == "1" else indices
+
+
+def read_panoptic_map(path: str | Path) -> NDArray[np.int32]:
+    """Return the segment ids (H, W) of an RGB PNG in COCO's panoptic form; 0 is void."""
+    label = _decode(path)
+    if label.mode != "RGB":
+        raise ValueError(
+            f"{path}: expected an RGB panoptic map with id = R + 256 G + 65536 B, found mode {label.mode}. "
+            "If its colours are segment ids, save it as an RGB PNG; if it holds class indices, set "
+            "INPUT.DATASET_MAPPER_NAME to mask_former_semantic."
+        )
+    return rgb_to_id(np.asarray(label))
+
+
+def _decode(path: str | Path, header_only: bool = False) -> Image.Image:
+    """Return the whole picture in memory, turned upright; or, as stored, only what its header says."""
+    try:
+        with PathManager.open(str(path), "rb") as file:
+            picture = Image.open(file)
+            if header_only:
+                picture.getexif()
+                return picture
+            picture.load()
+        return _apply_exif_orientation(picture)
+    except (FileNotFoundError, PermissionError):
+        raise
+    except Exception as error:  # decoders raise anything: OSError, SyntaxError, struct.error, EOFError ...
+        raise ValueError(
+            f"{path} cannot be read as a picture ({error}). Replace the file, or take it out of the data set."
+        ) from error
+
+
+def load_classes(table: str | Path) -> list[dict[str, Any]]:
+    """Return a class table: a list of `{"name", ...}`, in the order of the class ids.
+
+    Args:
+        table: name of one of the package's tables, such as "ade20k_150", or path of a JSON file.
+    """
+    path = Path(table) if str(table).endswith(".json") else CLASS_TABLES / f"{table}.json"
+    if not path.is_file():
+        known = ", ".join(sorted(file.stem for file in CLASS_TABLES.glob("*.json")))
+        raise ValueError(f"No class table {path}; known tables: {known}; or give the path of a JSON file.")
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def distinct_colors(count: int) -> list[list[int]]:
+    """Return `count` different RGB colours, always the same ones, for classes that have none."""
+    colors: dict[tuple[int, ...], None] = {}
+    step = 0
+    while len(colors) < count:
+        # Steps of the golden ratio spread the hues evenly, however many there are.
+        hue, value = step * 0.618034 % 1.0, 1.0 - 0.15 * (step % 4)
+        colors[tuple(round(255 * part) for part in colorsys.hsv_to_rgb(hue, 0.75, value))] = None
+        step += 1
+    return [list(color) for color in colors]
