@@ -18,7 +18,7 @@ from torch import nn
 
 from mask_former.checkpoint import Checkpointer, resolve
 from mask_former.config import load_config
-from mask_former.prediction.building import build_model
+from mask_former.modeling.build import build_model
 
 logger = logging.getLogger(__name__)
 

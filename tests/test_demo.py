@@ -29,9 +29,8 @@ from mask_former.demonstration.video import VideoReader, VideoWriter
 from mask_former.demonstration.video_prediction import Pace, SteadyColors, flattened
 from mask_former.engine import Trainer
 from mask_former.evaluation.__main__ import main as evaluate
-from mask_former.prediction.forming import segments_of_map
 from mask_former.prediction.predictor import Predictor
-from mask_former.prediction.results import InstanceResults, Result
+from mask_former.prediction.results import InstanceResults, Result, segments_of_map
 
 DEMO = tiny_runs.ROOT / "demo" / "demo.py"
 KINDS = "overlay,labels,panoptic,coco,csv"

@@ -9,12 +9,7 @@ import pycocotools.mask
 import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.evaluation import (
-    CityscapesInstanceEvaluator,
-    CityscapesSemSegEvaluator,
-    DatasetEvaluators,
-    inference_on_dataset,
-)
+from detectron2.evaluation import DatasetEvaluators, inference_on_dataset
 from detectron2.structures import Boxes, Instances
 from PIL import Image
 
@@ -27,6 +22,7 @@ from mask_former.evaluation import (
     build_evaluators,
     check_ground_truth,
 )
+from mask_former.evaluation.cityscapes import CityscapesInstance, CityscapesSemantic
 from mask_former.formats import id_to_rgb
 
 NAME = "evaluation_build_test"
@@ -114,9 +110,9 @@ def parts(evaluator):
         ("coco_panoptic_seg", {"SEMANTIC_ON": False, "PANOPTIC_ON": True}, [PanopticEvaluator]),
         ("shapes_panoptic_seg", {"PANOPTIC_ON": True}, [SemanticEvaluator, PanopticEvaluator]),
         ("coco", {"INSTANCE_ON": True}, [InstanceEvaluator]),
-        ("cityscapes_panoptic_seg", ALL_ON, [CityscapesSemSegEvaluator, PanopticEvaluator]),
-        ("cityscapes_sem_seg", {}, [CityscapesSemSegEvaluator]),
-        ("cityscapes_instance", {"INSTANCE_ON": True}, [CityscapesInstanceEvaluator]),
+        ("cityscapes_panoptic_seg", ALL_ON, [CityscapesSemantic, PanopticEvaluator]),
+        ("cityscapes_sem_seg", {}, [CityscapesSemantic]),
+        ("cityscapes_instance", {"INSTANCE_ON": True}, [CityscapesInstance]),
     ],
 )
 def test_type_and_switches_choose_the_evaluators(dataset, tmp_path, kind, switches, expected):

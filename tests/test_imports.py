@@ -13,9 +13,10 @@ ALLOWED = {
     "solver": set(),
     "formats": set(),
     "data": {"data", "formats"},
-    "evaluation": {"evaluation", "formats"},
-    # Logits to results; no modules.
+    "evaluation": {"evaluation", "formats", "inference"},
+    # Logits to results; nothing with weights.
     "inference": {"inference"},
+    "inference.tta": {"inference", "formats"},
     # The model.
     "modeling.structures": set(),
     "modeling.losses": set(),
@@ -34,6 +35,8 @@ ALLOWED = {
         *("modeling.criterion", "modeling.matcher", "modeling.structures", "modeling.targets"),
         "inference",
     },
+    "modeling.per_pixel_model": {"inference"},
+    "modeling.build": {"modeling.per_pixel_model", "inference", "config"},
     "modeling.preparation": {"modeling"},
     # Weight files.
     "checkpoint": {"checkpoint", "config", "formats"},
@@ -41,21 +44,21 @@ ALLOWED = {
     "convert": {"conversion", "checkpoint", "config"},
     # Predictions for users.
     "prediction": {
-        *("prediction", "config", "checkpoint", "inference", "model_zoo", "modeling.preparation"),
-        "formats",
+        *("prediction", "config", "checkpoint", "inference", "model_zoo", "formats"),
+        *("modeling.build", "modeling.preparation"),
     },
-    "model_zoo": {"config", "checkpoint", "prediction.building"},
+    "model_zoo": {"config", "checkpoint", "modeling.build"},
     # Programs.
     "engine": {
         *("engine", "config", "checkpoint", "data", "evaluation", "inference", "prediction"),
-        *("solver", "modeling.recomputing", "formats"),
+        *("solver", "modeling.build", "modeling.recomputing", "formats"),
     },
     "demonstration": {
         *("demonstration", "prediction", "model_zoo", "config", "checkpoint", "engine"),
         *("data.root", "formats"),
     },
     "benchmark": {
-        *("benchmark", "config", "model_zoo", "prediction.building", "conversion", "inference"),
+        *("benchmark", "config", "model_zoo", "conversion", "inference"),
         *("modeling", "data", "evaluation", "formats", "solver"),
     },
 }

@@ -2,6 +2,7 @@
 
 import logging
 import pickle
+from dataclasses import replace
 
 import pytest
 import torch
@@ -55,7 +56,7 @@ def run(model, *pictures):
 
 @pytest.mark.parametrize("before", [False, True])
 def test_results_equal_the_published_order_on_the_whole_batch(model, before, monkeypatch):
-    monkeypatch.setattr(model, "sem_seg_postprocess_before_inference", before)
+    monkeypatch.setattr(model, "rules", replace(model.rules, resize_logits=before))
     pictures = [
         {"image": picture_of(50, 90), "height": 71, "width": 100},
         {"image": picture_of(64, 37, seed=1), "height": 64, "width": 37},
@@ -111,11 +112,11 @@ def test_permuting_queries_changes_nothing(model):
     assert torch.allclose(before["instances"].scores, after["instances"].scores, atol=1e-5)
 
 
-def test_label_maps_are_the_argmax_of_the_scores(model, monkeypatch):
+def test_label_maps_are_the_argmax_of_the_scores(model):
     picture = {"image": picture_of(60, 90), "height": 100, "width": 80}
     (scores,) = run(model, picture)
-    monkeypatch.setattr(model, "label_maps", True)
-    (labels,) = run(model, picture)
+    with torch.no_grad():
+        (labels,) = model([picture], rules=replace(model.rules, semantic_form="labels"))
     assert torch.equal(labels["sem_seg"], scores["sem_seg"].argmax(0))
 
 
@@ -210,7 +211,7 @@ def panoptic_config():
 def test_thing_ids_come_from_the_data_set(things_dataset, key):
     cfg = panoptic_config()
     cfg.DATASETS[key] = (things_dataset,)
-    assert build_model(cfg).thing_ids == frozenset({0, 3})
+    assert build_model(cfg).rules.thing_ids == frozenset({0, 3})
 
 
 def test_panoptic_without_a_thing_map_names_key_and_data_set(stuff_dataset):
@@ -232,7 +233,7 @@ def test_panoptic_without_any_data_set_needs_thing_ids():
     with pytest.raises(ValueError, match="pass thing_ids"):
         build_model(panoptic_config())
     model = MaskFormer(panoptic_config(), thing_ids={1, 4})
-    assert model.thing_ids == frozenset({1, 4})
+    assert model.rules.thing_ids == frozenset({1, 4})
     ids, _ = run(model.eval(), {"image": picture_of(40, 50)})[0]["panoptic_seg"]
     assert ids.shape == (40, 50)
 
@@ -240,7 +241,7 @@ def test_panoptic_without_any_data_set_needs_thing_ids():
 def test_given_thing_ids_win_over_the_data_set(things_dataset):
     cfg = panoptic_config()
     cfg.DATASETS.TRAIN = (things_dataset,)
-    assert MaskFormer(cfg, thing_ids=frozenset({1})).thing_ids == frozenset({1})
+    assert MaskFormer(cfg, thing_ids=frozenset({1})).rules.thing_ids == frozenset({1})
 
 
 def test_thing_ids_outside_the_classes_are_refused():

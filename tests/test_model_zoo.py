@@ -110,7 +110,7 @@ def test_configuration_takes_the_users_number_of_classes():
 def test_panoptic_model_takes_the_users_things():
     with torch.device("meta"):
         model = model_zoo.get("maskformer_panoptic_R50_coco", num_classes=3, thing_ids=[0, 2], device="meta")
-    assert model.thing_ids == {0, 2}
+    assert model.rules.thing_ids == {0, 2}
     assert model.sem_seg_head.predictor.class_embed.out_features == 4
 
 

@@ -5,6 +5,7 @@ import torch
 from segment_scenes import random_scene
 from tiny_models import tiny_config, training_picture
 
+from mask_former.modeling.build import build_model
 from mask_former.modeling.criterion import SetCriterion
 from mask_former.modeling.losses import mask_losses
 from mask_former.modeling.matcher import HungarianMatcher
@@ -17,7 +18,6 @@ from mask_former.modeling.points import (
     random_points,
 )
 from mask_former.modeling.structures import Target
-from mask_former.prediction.building import build_model
 
 CPU = torch.device("cpu")
 

@@ -19,9 +19,8 @@ from mask_former.evaluation.__main__ import main as evaluate
 from mask_former.formats import id_to_rgb, read_panoptic_map
 from mask_former.prediction.classes import classes_from_description
 from mask_former.prediction.drawing import segment_colors
-from mask_former.prediction.forming import segments_of_map
 from mask_former.prediction.result_files import KINDS, ResultWriter
-from mask_former.prediction.results import InstanceResults, Result
+from mask_former.prediction.results import InstanceResults, Result, segments_of_map
 
 HEIGHT, WIDTH = 40, 56
 DATASET_IDS = [11, 12, 90, 91, 95]

@@ -1,6 +1,7 @@
 """Test-time augmentation: original picture, flips undone, mean of the copies."""
 
 import weakref
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -134,22 +135,22 @@ def test_without_flips_and_at_its_own_size_it_is_the_model(model, picture_file):
     assert torch.allclose(result["sem_seg"], scores_of_array(model, array, 40, 60), atol=1e-6)
 
 
-def test_a_models_label_maps_become_labels_of_the_mean(model, picture_file, monkeypatch):
+def test_labels_are_those_of_the_mean_scores(model, picture_file):
     tta = SemanticSegmentorWithTTA(tta_config(), model)
     (scores,) = tta([{"file_name": str(picture_file)}])
-    monkeypatch.setattr(model, "label_maps", True)
+    tta = SemanticSegmentorWithTTA(tta_config(), model, semantic_form="labels")
     (labels,) = tta([{"file_name": str(picture_file)}])
     assert torch.equal(labels["sem_seg"], scores["sem_seg"].argmax(0))
 
 
-def test_the_model_is_left_as_it_was_even_after_an_error(model, picture_file, monkeypatch):
-    monkeypatch.setattr(model, "label_maps", True)
+def test_the_model_is_left_as_it_was_even_after_an_error(model, picture_file):
+    rules = model.rules
     tta = SemanticSegmentorWithTTA(tta_config(), model)
     tta([{"file_name": str(picture_file)}])
     with pytest.raises(FileNotFoundError):
         tta([{"file_name": str(picture_file) + ".missing"}])
-    assert model.label_maps
-    assert model.instance_on
+    assert model.rules is rules
+    assert "instance" in rules.tasks
 
 
 def test_results_do_not_pile_up(model):
@@ -187,6 +188,6 @@ def test_a_picture_that_is_nowhere_is_refused(model):
 
 
 def test_a_model_without_semantic_results_is_refused(model, monkeypatch):
-    monkeypatch.setattr(model, "semantic_on", False)
+    monkeypatch.setattr(model, "rules", replace(model.rules, tasks=("instance",)))
     with pytest.raises(ValueError, match="SEMANTIC_ON"):
         SemanticSegmentorWithTTA(tta_config(), model)

@@ -1,6 +1,7 @@
 """Time of an evaluation as a whole, from files to scores, beside that of the network alone."""
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,7 @@ def measure(cfg: CfgNode, dataset_name: str, variant: str, predictions: str, fol
         folder: for what evaluators write.
     """
     model = without_gradients(random_model(cfg))
-    model.label_maps = True
+    model.rules = replace(model.rules, semantic_form="labels")
     if variant != "plain network":
         model = prepare_for_inference(model, variant, in_place=True)
     if predictions == "settled":

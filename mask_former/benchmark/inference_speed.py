@@ -102,19 +102,17 @@ def _parts(setting: Setting, variant: str, model: Any) -> tuple[Network, PostPro
 
 
 def _ours(task: str, model: Any) -> PostProcessing:
+    rules = model.rules
     if task == "semantic":
-        resize_logits = model.sem_seg_postprocess_before_inference
-        return lambda *logits: inference.semantic_labels(*logits, resize_logits=resize_logits)
+        return lambda *logits: inference.semantic_labels(*logits, resize_logits=rules.resize_logits)
     if task == "panoptic":
         return lambda *logits: inference.panoptic(
             *logits,
-            thing_ids=model.thing_ids,
-            object_mask_threshold=model.object_mask_threshold,
-            overlap_threshold=model.overlap_threshold,
+            thing_ids=rules.thing_ids,
+            object_mask_threshold=rules.object_mask_threshold,
+            overlap_threshold=rules.overlap_threshold,
         )[0]
-    return lambda *logits: inference.instances(
-        *logits, top_k=model.detections_per_image, thing_ids=model.thing_ids
-    )
+    return lambda *logits: inference.instances(*logits, top_k=rules.top_k, thing_ids=rules.thing_ids)
 
 
 def _hugging_face(setting: Setting, model: Any) -> tuple[Network, PostProcessing]:

@@ -17,7 +17,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mask_former.config import load_config, merge_opts
 from mask_former.model_zoo import config_file as published
-from mask_former.prediction.building import build_model
+from mask_former.modeling.build import build_model
+from mask_former.modeling.mask_former import MaskFormer
 
 PREDICTIONS = ("random", "settled")
 
@@ -41,7 +42,7 @@ def random_model(cfg: CfgNode) -> Any:
     torch.manual_seed(0)
     things = range(cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES // 2)
     model = build_model(cfg, thing_ids=things)
-    if not hasattr(model, "predict"):
+    if not isinstance(model, MaskFormer):
         raise ValueError(
             f"MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE}: the benchmark measures models with "
             "queries, such as those of configs/*/maskformer_*.yaml."

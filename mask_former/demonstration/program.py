@@ -1,6 +1,5 @@
 """Predictions on pictures, folders, videos and cameras, into files or windows: what demo/demo.py does."""
 
-import dataclasses
 import logging
 import sys
 import time
@@ -51,9 +50,7 @@ class PredictorRecipe:
     def __call__(self, device: str | None = None) -> Predictor:
         """Return the predictor, on `device` if given."""
         predictor = self._build({**self.options, "device": device} if device else dict(self.options))
-        tasks = needed_tasks(predictor.rules.tasks, self.kinds)
-        predictor.rules = dataclasses.replace(predictor.rules, tasks=tasks)
-        return predictor
+        return predictor.with_rules(tasks=needed_tasks(predictor.rules.tasks, self.kinds))
 
     def _build(self, options: dict[str, Any]) -> Predictor:
         if self.config_file is not None:

@@ -18,9 +18,8 @@ from mask_former.demonstration.tracking import SegmentTracker
 from mask_former.demonstration.video import CODECS, VideoReader, VideoWriter
 from mask_former.prediction.classes import Color
 from mask_former.prediction.drawing import segment_colors, shade
-from mask_former.prediction.forming import segments_of_map
 from mask_former.prediction.inputs import Picture
-from mask_former.prediction.results import Result, ResultWriter
+from mask_former.prediction.results import Result, ResultWriter, segments_of_map
 
 logger = logging.getLogger(__name__)
 

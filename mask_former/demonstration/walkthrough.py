@@ -148,7 +148,7 @@ def predict_gallery(cfg: CfgNode, output: Path, count: int) -> None:
 def gallery_row(entry: Mapping[str, Any], result: Result, scale: float) -> dict[str, NDArray[np.uint8]]:
     """Return picture, truth and prediction, each (H, W, 3) uint8."""
     assert result.image is not None
-    truth = truth_of(dict(entry), result, result.classes, "panoptic")
+    truth = truth_of(dict(entry), result, "panoptic")
     predicted = result.draw(scale=scale)
     plain = Image.fromarray(result.image).resize(predicted.shape[1::-1])
     return {

@@ -5,8 +5,6 @@ import logging
 import weakref
 from argparse import Namespace
 from collections import OrderedDict
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +28,11 @@ from mask_former.data.loader import build_test_loader
 from mask_former.engine.hooks import KeepBest, ProgressLine, StopOnSignal
 from mask_former.engine.sample_pictures import draw_samples
 from mask_former.engine.step import TrainingData, TrainStep
-from mask_former.evaluation import build_evaluators, check_ground_truth
+from mask_former.evaluation import build_evaluators, check_evaluators, check_ground_truth, semantic_form
+from mask_former.evaluation.build import evaluators_of
+from mask_former.inference.ruled_model import with_rules
 from mask_former.inference.tta import SemanticSegmentorWithTTA
+from mask_former.modeling.build import build_model
 from mask_former.modeling.recomputing import recompute_activations
 from mask_former.solver import build_lr_scheduler, build_optimizer
 
@@ -132,6 +133,13 @@ class Trainer(DefaultTrainer):
         ]
 
     @classmethod
+    def build_model(cls, cfg: CfgNode) -> nn.Module:
+        """See `modeling.build.build_model`."""
+        model = build_model(cfg)
+        logger.info("Model:\n%s", model)
+        return model
+
+    @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> Optimizer:
         """See `solver.build_optimizer`."""
         return build_optimizer(cfg, model)
@@ -158,8 +166,12 @@ class Trainer(DefaultTrainer):
         cls, cfg: CfgNode, model: nn.Module, evaluators: list[DatasetEvaluator] | None = None
     ) -> OrderedDict:
         """Return the scores of the model on every set of DATASETS.TEST, by task and name."""
-        with _label_maps(model):
-            return super().test(cfg, model, evaluators)
+        if isinstance(evaluators, DatasetEvaluator):
+            evaluators = [evaluators]
+        if evaluators is None:
+            evaluators = [cls.build_evaluator(cfg, name) for name in cfg.DATASETS.TEST]
+        check_evaluators(cfg, evaluators)
+        return super().test(cfg, with_rules(model, semantic_form=semantic_form(evaluators)), evaluators)
 
     @classmethod
     def test_with_tta(cls, cfg: CfgNode, model: nn.Module) -> OrderedDict:
@@ -169,28 +181,22 @@ class Trainer(DefaultTrainer):
         semantic_only.defrost()
         semantic_only.MODEL.MASK_FORMER.TEST.PANOPTIC_ON = False
         semantic_only.MODEL.MASK_FORMER.TEST.INSTANCE_ON = False
+        for name in cfg.DATASETS.TEST:
+            if "SEMANTIC_ON" not in evaluators_of(cfg, name):
+                raise ValueError(
+                    f"Test-time augmentation averages semantic results, which are not evaluated on {name}: "
+                    "set TEST.AUG.ENABLED False, or MODEL.MASK_FORMER.TEST.SEMANTIC_ON True where its "
+                    "evaluator_type has semantic scores."
+                )
         evaluators = [cls.build_evaluator(semantic_only, name, folder) for name in cfg.DATASETS.TEST]
-        results = cls.test(semantic_only, SemanticSegmentorWithTTA(semantic_only, model), evaluators)
+        augmented = SemanticSegmentorWithTTA(semantic_only, model, semantic_form=semantic_form(evaluators))
+        results = cls.test(semantic_only, augmented, evaluators)
         return OrderedDict((f"{task}_TTA", scores) for task, scores in results.items())
 
 
 def _description(cfg: CfgNode) -> dict[str, Any]:
     """Return what the checkpoints of a run say of themselves."""
     return describe(cfg, MetadataCatalog.get(cfg.DATASETS.TRAIN[0]) if cfg.DATASETS.TRAIN else None)
-
-
-@contextmanager
-def _label_maps(model: nn.Module) -> Iterator[None]:
-    """Have the model give semantic labels, which is all that evaluators need, not a score for each class."""
-    unwrapped = model.module if isinstance(model, DistributedDataParallel) else model
-    if not hasattr(unwrapped, "label_maps"):  # per-pixel models
-        yield
-        return
-    before, unwrapped.label_maps = unwrapped.label_maps, True
-    try:
-        yield
-    finally:
-        unwrapped.label_maps = before
 
 
 def setup(arguments: Namespace) -> CfgNode:

@@ -1,6 +1,6 @@
 """Evaluators by type of data set, panoptic quality, semantic scores; runnable on saved predictions."""
 
-from .build import EVALUATORS, build_evaluators
+from .build import EVALUATORS, build_evaluators, check_evaluators, semantic_form
 from .check import check_ground_truth
 from .instances import InstanceEvaluator
 from .panoptic import PanopticEvaluator
@@ -24,10 +24,12 @@ __all__ = [
     "SemanticCounts",
     "SemanticEvaluator",
     "build_evaluators",
+    "check_evaluators",
     "check_ground_truth",
     "count_picture",
     "panoptic_scores",
     "segments_from_info",
+    "semantic_form",
     "semantic_scores",
     "sum_counts",
 ]

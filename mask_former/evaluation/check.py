@@ -1,6 +1,5 @@
 """What an evaluation will need, looked for before a training starts instead of at its end."""
 
-import importlib.util
 import json
 import logging
 import os
@@ -10,6 +9,7 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
 from .build import CITYSCAPES, evaluators_of
+from .cityscapes import require_cityscapesscripts
 from .ground_truth import (
     Picture,
     panoptic_classes,
@@ -44,7 +44,7 @@ def check_ground_truth(cfg: CfgNode, dataset_names: Sequence[str], sample: int =
     for dataset_name in dataset_names:
         wanted = evaluators_of(cfg, dataset_name)
         if any(make in CITYSCAPES for make in wanted.values()):
-            _check_cityscapes(dataset_name)
+            require_cityscapesscripts(dataset_name)
         pictures = pictures_by_file(dataset_name)
         if not pictures:
             raise ValueError(f"Data set {dataset_name} has no pictures to evaluate.")
@@ -61,13 +61,6 @@ def check_ground_truth(cfg: CfgNode, dataset_names: Sequence[str], sample: int =
             dataset_name,
             len(pictures),
             len(chosen),
-        )
-
-
-def _check_cityscapes(dataset_name: str) -> None:
-    if importlib.util.find_spec("cityscapesscripts") is None:
-        raise ImportError(
-            f"Evaluation on {dataset_name} needs the package cityscapesscripts: pip install cityscapesscripts"
         )
 
 

@@ -22,6 +22,8 @@ class InstanceEvaluator(COCOEvaluator):
     that the file does not know are left out.
     """
 
+    semantic_form = "labels"  # not read
+
     def __init__(self, dataset_name: str, *, output_dir: str | Path, distributed: bool = True) -> None:
         """Read the annotations.
 

@@ -31,6 +31,8 @@ class PanopticEvaluator(DatasetEvaluator):
     class, `PQ-<name>`, `SQ-<name>`, `RQ-<name>`; None on the others.
     """
 
+    semantic_form = "labels"  # not read
+
     def __init__(
         self,
         dataset_name: str,

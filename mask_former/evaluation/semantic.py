@@ -14,15 +14,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mask_former.formats import encode_mask
+from mask_former.inference.postprocess import labels_of_scores
+from mask_former.inference.rules import NO_CLASS
 
 from .ground_truth import picture_of, pictures_by_file, semantic_classes, semantic_target
 from .semantic_scores import SemanticCounts, to_classes
 from .tables import class_table, overall_table
 
 logger = logging.getLogger(__name__)
-
-# With a single class there is no other to be the larger one: a pixel below this score has no class.
-ONE_CLASS_THRESHOLD = 0.5
 
 
 class SemanticEvaluator(DatasetEvaluator):
@@ -32,6 +31,8 @@ class SemanticEvaluator(DatasetEvaluator):
     main process, `{"sem_seg": scores}` with the keys of Detectron2's SemSegEvaluator (see
     `semantic_scores` for the definition of mIoU); None on the others.
     """
+
+    semantic_form = "labels"
 
     def __init__(
         self,
@@ -129,22 +130,25 @@ def predicted_classes(
     """Return (H, W) in 0..K, K where no class is predicted.
 
     Args:
-        sem_seg: scores (K, H, W), or an integer label map (H, W), in which `ignore_label` is no class.
+        sem_seg: scores (K, H, W), or integer labels (H, W), where `NO_CLASS` and `ignore_label` mean none.
         num_classes: K.
         ignore_label: the data set's label for void, or None.
         source: what to call the prediction in an error.
     """
     if sem_seg.dim() == 2 and not sem_seg.dtype.is_floating_point:
-        return to_classes(sem_seg.cpu().numpy(), num_classes, ignore_label, f"{source}: prediction")
+        labels = sem_seg.cpu().numpy()
+        classes = np.full(labels.shape, num_classes, np.int64)
+        has_class = labels != NO_CLASS
+        classes[has_class] = to_classes(labels[has_class], num_classes, ignore_label, f"{source}: prediction")
+        return classes
     if sem_seg.dim() != 3 or sem_seg.shape[0] != num_classes:
         raise ValueError(
             f"{source}: expected 'sem_seg' to be scores ({num_classes}, H, W) or an integer label map "
             f"(H, W), found {tuple(sem_seg.shape)} of {sem_seg.dtype}; the data set has {num_classes} "
             "classes, which MODEL.SEM_SEG_HEAD.NUM_CLASSES must be."
         )
-    if num_classes == 1:
-        return (sem_seg[0] < ONE_CLASS_THRESHOLD).cpu().numpy().astype(np.int64)
-    return sem_seg.argmax(dim=0).cpu().numpy()
+    labels = labels_of_scores(sem_seg).cpu().numpy()
+    return np.where(labels == NO_CLASS, num_classes, labels)
 
 
 def encode_classes(

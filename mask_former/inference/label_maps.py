@@ -26,7 +26,7 @@ from torch import Tensor
 from mask_former.inference.label_blocks import MANY_CLASSES, ROUNDING, Picture, competitors, cut_into_blocks
 from mask_former.inference.parallel_items import side_by_side
 from mask_former.inference.products import index_of_first, index_of_highest, product
-from mask_former.inference.resizing import Size, Sizes, values_at, windows
+from mask_former.inference.resizing import Size, Sizes, finite, values_at, windows
 from mask_former.inference.strips import strip_numbers
 
 # A function of values that lie in a range r, at their mean, differs from its mean by at most r^2 / 8 times
@@ -146,7 +146,7 @@ def _part_labels(picture: Picture, rows: range, columns: range, classes: Tensor)
 def _part(picture: Picture, rows: range, columns: range, classes: Tensor) -> _Part:
     cell_rows, cell_columns = picture.rows.cells(rows), picture.columns.cells(columns)
     logits = picture.mask_logits[:, cell_rows.start : cell_rows.stop, cell_columns.start : cell_columns.stop]
-    logits = logits.float().contiguous()
+    logits = finite(logits).contiguous()
     size = (picture.rows.length, picture.columns.length)
     low, high = _in_windows(logits, size, torch.minimum), _in_windows(logits, size, torch.maximum)
     gap = torch.minimum((high - low).square_().mul_(BENDING), high.sigmoid() - low.sigmoid())

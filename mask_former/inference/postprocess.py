@@ -1,14 +1,13 @@
-"""From one picture's logits to its results: semantic scores or labels, panoptic map, instances.
+"""From the logits of one image to its results: semantic scores or labels, panoptic map, instances.
 
-Pure functions; nothing here has parameters. Every function takes
+Pure functions without parameters. Each takes
 
     class_logits: (Q, K+1), index K is "no object"
-    mask_logits: (Q, h, w), on the mask grid of the padded picture
-    sizes: what the grid stands for, see `Sizes`
+    mask_logits: (Q, h, w), on the mask grid of the padded image
+    sizes: what the grid covers and the size of the results, see `Sizes`
 
-in any float type and computes in float32, without gradients. Masks are resized strip by strip (some rows of
-all queries at a time), so no full-size map of every query ever exists, and only queries that can matter are
-resized.
+in any float type and computes in float32, without gradients. Masks are resized in strips (some rows of all
+queries at a time), so a full-size map of every query never exists.
 """
 
 from collections.abc import Collection
@@ -22,10 +21,80 @@ from mask_former.inference.label_maps import pruned_labels
 from mask_former.inference.parallel_items import side_by_side
 from mask_former.inference.products import index_of_highest, product
 from mask_former.inference.resizing import Sizes
+from mask_former.inference.rules import NO_CLASS, ResultRules
 from mask_former.inference.strips import mask_prob_strips, mask_probs_at, strip_numbers, strips_of
 
-# Products of a query's mask with a class a pixel, up to which a CPU has all of them sooner than bounds.
+# Products of query and class per pixel up to which a CPU computes all scores faster than it prunes.
 FEW_PRODUCTS = 1000
+# The score from which a pixel has the class, where there is only one.
+ONE_CLASS_THRESHOLD = 0.5
+
+
+@torch.no_grad()
+def form_results(
+    class_logits: Tensor, mask_logits: Tensor, sizes: Sizes, rules: ResultRules
+) -> dict[str, Any]:
+    """Return the results of one image that `rules` ask for, in Detectron2's form.
+
+    Returns:
+        `sem_seg`: (K, H, W) float32 scores, or (H, W) int64 labels, see `ResultRules`;
+        `panoptic_seg`: see `panoptic`; `instances`: see `instances`.
+    """
+    results: dict[str, Any] = {}
+    thing_ids, kept = rules.thing_ids, rules.kept_classes
+    if "semantic" in rules.tasks:
+        form = semantic_scores if rules.semantic_form == "scores" else semantic_labels
+        semantic = form(class_logits, mask_logits, sizes, resize_logits=rules.resize_logits)
+        if rules.semantic_form == "labels":
+            semantic = keep_classes(semantic, class_logits.shape[1] - 1, kept)
+        results["sem_seg"] = semantic
+    if "panoptic" in rules.tasks:
+        results["panoptic_seg"] = panoptic(
+            class_logits,
+            mask_logits,
+            sizes,
+            thing_ids=thing_ids or (),
+            object_mask_threshold=rules.object_mask_threshold,
+            overlap_threshold=rules.overlap_threshold,
+            mask_threshold=rules.mask_threshold,
+            kept_classes=kept,
+        )
+    if "instance" in rules.tasks:
+        if kept is not None:
+            thing_ids = kept if thing_ids is None else thing_ids & kept
+        found = instances(
+            class_logits,
+            mask_logits,
+            sizes,
+            top_k=rules.top_k,
+            thing_ids=thing_ids,
+            mask_threshold=rules.mask_threshold,
+        )
+        if rules.instance_score_threshold is not None:
+            found = found[found.scores > rules.instance_score_threshold]
+        results["instances"] = found
+    return results
+
+
+def labels_of_scores(scores: Tensor) -> Tensor:
+    """Return the class (H, W) int64 of the highest of scores (K, H, W), the first in a tie.
+
+    With one class there is no other to compare with: a pixel has it where the score is at least one half,
+    else `NO_CLASS`.
+    """
+    if len(scores) == 1:
+        return torch.where(scores[0] >= ONE_CLASS_THRESHOLD, 0, NO_CLASS)
+    return index_of_highest(scores)
+
+
+def keep_classes(labels: Tensor, num_classes: int, kept: Collection[int] | None) -> Tensor:
+    """Return labels (H, W) with `NO_CLASS` in place of the classes that are not `kept`."""
+    if kept is None:
+        return labels
+    # The last entry is that of NO_CLASS.
+    table = torch.full((num_classes + 1,), NO_CLASS, dtype=torch.int64)
+    table[sorted(kept)] = torch.tensor(sorted(kept), dtype=torch.int64)
+    return table.to(labels.device)[labels]
 
 
 @torch.no_grad()
@@ -34,8 +103,8 @@ def semantic_scores(
 ) -> Tensor:
     """Return the scores (K, H, W) float32 of each class at each pixel of the output, in [0, Q].
 
-    Eq. of section 3.4 of the paper: the sum over queries of class probability times mask probability. The
-    scores of a pixel need not add up to one.
+    The sum over queries of class probability times mask probability (section 3.4 of the paper). The scores of
+    a pixel need not add up to one.
 
     Args:
         class_logits: (Q, K+1).
@@ -60,13 +129,17 @@ def semantic_scores(
 def semantic_labels(
     class_logits: Tensor, mask_logits: Tensor, sizes: Sizes, *, resize_logits: bool = False
 ) -> Tensor:
-    """Return the (H, W) int64 label map: at each pixel the class of the highest of `semantic_scores`.
+    """Return `labels_of_scores` of `semantic_scores`, (H, W) int64.
 
-    Memory hardly grows with the number of classes. On CPUs most of the work is left out where it cannot
-    matter, with proof, see `label_maps.py`; elsewhere, since a device that waits for the host's choices gains
-    nothing, and where there is little work, all scores are computed, for few pixels at a time.
+    Memory hardly grows with the number of classes. On CPUs, bounds leave out most of the work, see
+    `label_maps.py`; where there is little work, and on other devices, which would wait for the host, all
+    scores are computed, for few pixels at a time.
     """
     class_probs = _class_probs(class_logits)[:, :-1]
+    if class_probs.shape[1] == 1:
+        return labels_of_scores(
+            semantic_scores(class_logits, mask_logits, sizes, resize_logits=resize_logits)
+        )
     if class_probs.device.type == "cpu" and class_probs.numel() > FEW_PRODUCTS:
         return pruned_labels(class_probs, mask_logits, sizes, resize_logits=resize_logits)
     return _labels_of_all_scores(class_probs, mask_logits, sizes, resize_logits)
@@ -77,11 +150,10 @@ def _labels_of_all_scores(
 ) -> Tensor:
     weights = class_probs.t().contiguous()
     labels = torch.empty(sizes.output, dtype=torch.int64, device=class_probs.device)
-    # As many numbers as a strip of masks has.
     chunk = max(1, strip_numbers(class_probs.device) // weights.shape[0])
     for rows, mask_probs in mask_prob_strips(mask_logits, sizes, resize_logits):
-        pixels = mask_probs.flatten(1).split(chunk, dim=1)
-        best = [index_of_highest(product(weights, some)) for some in pixels]
+        chunks = mask_probs.flatten(1).split(chunk, dim=1)
+        best = [index_of_highest(product(weights, pixels)) for pixels in chunks]
         labels[rows] = torch.cat(best).view(mask_probs.shape[1:])
     return labels
 
@@ -95,14 +167,16 @@ def panoptic(
     thing_ids: Collection[int],
     object_mask_threshold: float = 0.0,
     overlap_threshold: float = 0.0,
+    mask_threshold: float = 0.5,
+    kept_classes: Collection[int] | None = None,
 ) -> tuple[Tensor, list[dict[str, Any]]]:
     """Return the panoptic map (H, W) int32 and its segments; 0 in the map is void.
 
-    A query counts if its best class is not "no object" and scores above `object_mask_threshold`. Each pixel
-    goes to the query with the highest score times mask probability, the first one in a tie. A query's
-    segment is dropped, and its pixels stay void, if it wins no pixel, has no pixel of probability one half
-    or more, or wins fewer than the share `overlap_threshold` of the number of those. All pixels that a query
-    wins are painted, whatever their probability. Segments of the same stuff class become one.
+    A query takes part if its best class is not "no object" and has a probability above
+    `object_mask_threshold`. Each pixel goes to the query with the highest class probability times mask
+    probability, the first in a tie. The segment of a query is dropped, and its pixels stay void, if it wins
+    no pixel, its mask has no pixel, or it wins less than the share `overlap_threshold` of its mask's area.
+    All pixels that a query wins are painted, in its mask or not. Segments of one stuff class become one.
 
     Args:
         class_logits: (Q, K+1).
@@ -111,6 +185,8 @@ def panoptic(
         thing_ids: the classes, of 0..K-1, whose segments stay apart; all others are stuff.
         object_mask_threshold: in [0, 1].
         overlap_threshold: in [0, 1].
+        mask_threshold: mask probability from which a pixel belongs to a mask.
+        kept_classes: segments of other classes become void at the end; None: all are kept.
 
     Returns:
         The map, and a list of dicts with `id` (its value in the map, from 1), `isthing`, `category_id` (in
@@ -118,16 +194,20 @@ def panoptic(
         empty (all void, no dicts) when no segment is left.
     """
     scores, labels = _class_probs(class_logits).max(1)
-    counts = (labels != class_logits.shape[1] - 1) & (scores > object_mask_threshold)
-    queries = counts.nonzero().squeeze(1)
+    takes_part = (labels != class_logits.shape[1] - 1) & (scores > object_mask_threshold)
+    queries = takes_part.nonzero().squeeze(1)
     if len(queries) == 0:
         return torch.zeros(sizes.output, dtype=torch.int32, device=class_logits.device), []
     scores, labels = scores[queries], labels[queries]
-    winner, mask_area = _winning_query(scores, mask_logits[queries], sizes)
+    winner, mask_area = _winning_query(scores, mask_logits[queries], sizes, mask_threshold)
     won_area = torch.bincount(winner.flatten(), minlength=len(queries))
     # One copy to the host for all queries: four numbers each. float64 holds areas and scores exactly.
-    facts = torch.stack([column.double() for column in (labels, scores, won_area, mask_area)], dim=1).tolist()
-    id_of_query, segments = _segments_of_queries(facts, thing_ids, overlap_threshold)
+    columns = torch.stack([column.double() for column in (labels, scores, won_area, mask_area)], dim=1)
+    id_of_query, segments = _segments_of_queries(columns.tolist(), thing_ids, overlap_threshold)
+    if kept_classes is not None:
+        segments = [segment for segment in segments if segment["category_id"] in kept_classes]
+        kept_ids = {segment["id"] for segment in segments}
+        id_of_query = [id_ if id_ in kept_ids else 0 for id_ in id_of_query]
     id_table = torch.tensor(id_of_query, dtype=torch.int32).to(winner.device, non_blocking=True)
     return id_table[winner], segments
 
@@ -140,12 +220,13 @@ def instances(
     *,
     top_k: int,
     thing_ids: Collection[int] | None = None,
+    mask_threshold: float = 0.5,
 ) -> Instances:
     """Return the `top_k` best pairs of query and thing class as Detectron2 instances, best first.
 
-    A pair's score is the class probability times the mean mask probability inside the mask, where a mask is
-    the pixels of probability above one half. Pairs are chosen by class probability; those with an empty mask
-    are left out, so fewer than `top_k` may come back, or none. A query may come back with several classes.
+    Pairs are chosen by class probability. The score of a pair is the class probability times the mean mask
+    probability over the pixels above one half. Pairs without such pixels, or with an empty mask, are left
+    out, so that fewer than `top_k` may be returned. A query may be returned with several classes.
 
     Args:
         class_logits: (Q, K+1).
@@ -153,6 +234,7 @@ def instances(
         sizes: see `Sizes`.
         top_k: most instances to return.
         thing_ids: the classes, of 0..K-1, that instances may have; None allows all.
+        mask_threshold: pixels with a higher mask probability belong to a mask; scores do not depend on it.
 
     Returns:
         `Instances` of the output size with `pred_masks` (N, H, W) bool, `pred_boxes` (the smallest that hold
@@ -168,8 +250,9 @@ def instances(
     pair_scores, pairs = class_probs.flatten().topk(min(top_k, class_probs.numel()))
     # Several classes of one query share its mask: resize each query once.
     queries, query_of_pair = torch.unique(pairs // max(len(classes), 1), return_inverse=True)
-    masks, mean_probs = _binary_masks(mask_logits[queries], sizes)
+    masks, mean_probs = _binary_masks(mask_logits[queries], sizes, mask_threshold)
     boxes, has_pixels = _boxes_of_masks(masks)
+    has_pixels &= mean_probs > 0
 
     scores = pair_scores * mean_probs[query_of_pair]
     order = scores.argsort(descending=True, stable=True)
@@ -187,13 +270,15 @@ def _class_probs(class_logits: Tensor) -> Tensor:
     return class_logits.float().softmax(dim=-1)
 
 
-def _winning_query(scores: Tensor, mask_logits: Tensor, sizes: Sizes) -> tuple[Tensor, Tensor]:
-    """Return the query (H, W) that wins each pixel, and how many pixels of each have probability >= 0.5."""
+def _winning_query(
+    scores: Tensor, mask_logits: Tensor, sizes: Sizes, mask_threshold: float
+) -> tuple[Tensor, Tensor]:
+    """Return the query (H, W) that wins each pixel, and the area (Q,) of each mask."""
     winner = torch.empty(sizes.output, dtype=torch.int64, device=scores.device)
 
     def assign(rows: range) -> Tensor:
         mask_probs = mask_probs_at(mask_logits, sizes, rows, resize_logits=True)
-        area = (mask_probs >= 0.5).flatten(1).sum(1)
+        area = (mask_probs >= mask_threshold).flatten(1).sum(1)
         winner[rows.start : rows.stop] = index_of_highest(mask_probs.mul_(scores[:, None, None]))
         return area
 
@@ -202,13 +287,19 @@ def _winning_query(scores: Tensor, mask_logits: Tensor, sizes: Sizes) -> tuple[T
 
 
 def _segments_of_queries(
-    facts: list[list[float]], thing_ids: Collection[int], overlap_threshold: float
+    queries: list[list[float]], thing_ids: Collection[int], overlap_threshold: float
 ) -> tuple[list[int], list[dict[str, Any]]]:
-    """Return each query's segment id (0: dropped) and the segments; see `panoptic` for what `facts` hold."""
+    """Return the segment id of each query (0: dropped) and the segments.
+
+    Args:
+        queries: class, class probability, area won and mask area of each.
+        thing_ids: see `panoptic`.
+        overlap_threshold: see `panoptic`.
+    """
     id_of_query: list[int] = []
     segments: list[dict[str, Any]] = []
     stuff_segments: dict[int, dict[str, Any]] = {}
-    for label, score, won_area, mask_area in facts:
+    for label, score, won_area, mask_area in queries:
         if won_area == 0 or mask_area == 0 or won_area / mask_area < overlap_threshold:
             id_of_query.append(0)
             continue
@@ -233,14 +324,14 @@ def _segments_of_queries(
     return id_of_query, segments
 
 
-def _binary_masks(mask_logits: Tensor, sizes: Sizes) -> tuple[Tensor, Tensor]:
-    """Return (N, H, W) bool masks and the mean probability (N,) inside each, 0 for an empty one."""
+def _binary_masks(mask_logits: Tensor, sizes: Sizes, mask_threshold: float) -> tuple[Tensor, Tensor]:
+    """Return (N, H, W) bool masks, and the mean probability (N,) over pixels above one half."""
     masks = torch.empty((len(mask_logits), *sizes.output), dtype=torch.bool, device=mask_logits.device)
 
     def cut(rows: range) -> Tensor:
         mask_probs = mask_probs_at(mask_logits, sizes, rows, resize_logits=True)
+        masks[:, rows.start : rows.stop] = mask_probs > mask_threshold
         inside = mask_probs > 0.5
-        masks[:, rows.start : rows.stop] = inside
         prob_sum = (mask_probs * inside).flatten(1).sum(1)
         return torch.stack([prob_sum, inside.flatten(1).sum(1).to(prob_sum.dtype)])
 

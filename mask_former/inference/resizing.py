@@ -16,6 +16,9 @@ Entries = int | np.ndarray[tuple[int, ...], np.dtype[np.int64]]
 # By how much positions in float32 may be off, in entries of the source, with less than 10,000 of them.
 SLACK = 0.01
 
+# The difference of two values of this size is finite in float32.
+LARGEST = torch.finfo(torch.float32).max / 2
+
 
 class Sizes(NamedTuple):
     """The three sizes of one picture, each (height, width) in pixels.
@@ -28,6 +31,11 @@ class Sizes(NamedTuple):
     padded: Size
     image: Size
     output: Size
+
+
+def finite(logits: Tensor) -> Tensor:
+    """Return logits in float32 with infinite ones made finite, so that they can be interpolated."""
+    return logits.float().clamp(-LARGEST, LARGEST)
 
 
 def neighbours(wanted: Tensor, source_length: int, length: int) -> tuple[Tensor, Tensor, Tensor]:

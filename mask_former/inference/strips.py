@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mask_former.inference.resizing import Sizes, neighbours, source_rows
+from mask_former.inference.resizing import Sizes, finite, neighbours, source_rows
 
 # Numbers (queries x rows x columns) that one strip may hold: on a CPU few enough for its caches, elsewhere
 # enough to keep the device busy.
@@ -54,7 +54,7 @@ def mask_probs_at(mask_logits: Tensor, sizes: Sizes, rows: range, resize_logits:
     image_rows = source_rows(rows, image_height, height)
     cells = mask_logits.shape[1]
     cell_rows = source_rows(image_rows, cells, padded_height)
-    strip = mask_logits[:, cell_rows.start : cell_rows.stop].float()
+    strip = finite(mask_logits[:, cell_rows.start : cell_rows.stop])
     strip = _resize_rows(strip, cell_rows, cells, padded_height, image_rows)
     if resize_logits:
         # Rows before columns, twice: the maps stay narrow for longer.

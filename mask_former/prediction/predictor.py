@@ -1,13 +1,14 @@
-"""Predictions for pictures: `Predictor.from_checkpoint(file)(pictures)`.
+"""Predictions for images: `Predictor.from_checkpoint(file)(images)`.
 
-A picture gives the same result alone and in any batch, up to the last digit of its scores. The network sees
-padding, so a batch holds only pictures that are padded to the same size, which is the size that each would
-be padded to alone.
+An image gives the same result alone and in any batch, up to the last digit of its scores: padding influences
+the network, so a batch holds only images that are padded to the size that each is padded to alone.
 """
 
+import copy
 import itertools
 import logging
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,56 +16,57 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import transforms as T
+from detectron2.data.detection_utils import convert_PIL_to_numpy
+from PIL import Image
 from torch import Tensor, nn
 
 from mask_former import model_zoo
 from mask_former.checkpoint import described_config, read_checkpoint, resolve
 from mask_former.checkpoint.fitting import load_weights
 from mask_former.config import load_config, merge_opts
-from mask_former.inference.resizing import Sizes
+from mask_former.inference import TASKS, ResultRules
+from mask_former.inference.logits import QueryLogits
+from mask_former.modeling.build import as_ruled, build_model
 from mask_former.modeling.preparation import prepare_for_inference
-from mask_former.prediction.building import build_model
 from mask_former.prediction.classes import ClassTable, classes_of_dataset, described_classes
-from mask_former.prediction.forming import form_result, kept_labels, strongest_queries
 from mask_former.prediction.inputs import ErrorHandler, Picture, PictureError, Source, load_all
-from mask_former.prediction.results import Result
-from mask_former.prediction.rules import has_queries, make_rules
+from mask_former.prediction.results import Result, result_fields
 
 logger = logging.getLogger(__name__)
 
-# Batches' worth of pictures that are read ahead to find such as fit into one batch.
+# Batches of images that are read ahead to find images that fit into one batch.
 READ_AHEAD = 4
-# Pixels that a resized picture must have on each side.
+# Pixels that a resized image must have on each side.
 MIN_SIDE = 4
 
 _licences_told: set[str] = set()
 
 
 class _Prepared(NamedTuple):
-    """A picture, and what the network sees of it: (3, h, w) uint8 in the channels of INPUT.FORMAT."""
+    """An image as read, and as the model takes it: (C, h, w) uint8 in the channels of INPUT.FORMAT."""
 
     picture: Picture
     image: Tensor
 
 
 class _Request(NamedTuple):
-    """What one call asks for, beyond the predictor's own options."""
+    """The options of one call."""
 
+    rules: ResultRules
     output_size: tuple[int, int] | None
     return_scores: bool
     return_logits: bool
-    top_k_queries: int | None
 
 
 class Predictor:
-    """A model with its classes and thresholds, from pictures to `Result`s.
+    """A model with its classes and rules, from images to `Result`s.
 
     Attributes:
         model: in evaluation mode.
         cfg: its configuration.
         classes: names, colours, things.
-        rules: tasks, thresholds, class filter.
-        metadata: what the checkpoint says of itself, empty without one that does.
+        rules: tasks, thresholds, classes to keep.
+        metadata: that of the checkpoint, empty without any.
     """
 
     def __init__(
@@ -82,24 +84,36 @@ class Predictor:
         precision: str = "plain",
         metadata: dict[str, Any] | None = None,
     ) -> None:
-        """Wrap a model that is built; the class methods build one, and say what the options mean."""
-        self.model = model.eval() if precision == "plain" else prepare_for_inference(model, precision)
+        """Wrap a model, which is put into evaluation mode; see `from_checkpoint` for the options."""
+        model = as_ruled(model)
+        self.model: Any = model.eval() if precision == "plain" else prepare_for_inference(model, precision)
         self.cfg = cfg
         self.classes = classes
         self.metadata = metadata or {}
-        self.has_queries = has_queries(self.model)
-        self.rules = make_rules(
-            cfg,
-            self.model,
-            classes,
-            score_threshold=score_threshold,
+        rules = _with_tasks(model.rules, tasks, classes)
+        _check_thresholds(score_threshold, mask_threshold, overlap_threshold, top_k)
+        given: dict[str, Any] = {
+            "object_mask_threshold": score_threshold,
+            "instance_score_threshold": score_threshold,
+            "overlap_threshold": overlap_threshold,
+            "top_k": top_k,
+            "kept_classes": None if classes_to_keep is None else classes.indices_of(classes_to_keep),
+        }
+        self.rules = replace(
+            rules,
+            semantic_form="labels",
             mask_threshold=mask_threshold,
-            overlap_threshold=overlap_threshold,
-            top_k=top_k,
-            classes_to_keep=classes_to_keep,
-            tasks=tasks,
+            **{name: value for name, value in given.items() if value is not None},
         )
+        model.check_rules(self.rules)
         self._resize = T.ResizeShortestEdge([cfg.INPUT.MIN_SIZE_TEST], cfg.INPUT.MAX_SIZE_TEST, "choice")
+
+    def with_rules(self, **changes: Any) -> "Predictor":
+        """Return a predictor with the same model and some other rules, by the names in `ResultRules`."""
+        other = copy.copy(self)
+        other.rules = replace(self.rules, **changes)
+        self.model.check_rules(other.rules)
+        return other
 
     @classmethod
     def from_checkpoint(
@@ -113,9 +127,11 @@ class Predictor:
             device: as "cpu" or "cuda:1"; None: a GPU where there is one and the configuration wants it.
             options: score_threshold: segments and instances at or below it are dropped (None: the
                 configuration's for panoptic results, none for instances).
-                mask_threshold: mask probability from which a pixel belongs to a mask.
+                mask_threshold: mask probability from which a pixel belongs to a mask; scores do not depend
+                    on it. Semantic: no effect. Panoptic: the masks that overlap_threshold refers to.
+                    Instance: the masks themselves.
                 overlap_threshold: panoptic, see `inference.panoptic` (None: the configuration's).
-                top_k: most instances of a picture (None: TEST.DETECTIONS_PER_IMAGE).
+                top_k: most instances of an image (None: TEST.DETECTIONS_PER_IMAGE).
                 classes: names or indices that results may have; pixels of others become void.
                 tasks: of "semantic", "panoptic", "instance" (None: those that the configuration switches on).
                 precision: "plain", the network as it is trained; or a faster one, see
@@ -222,11 +238,11 @@ class Predictor:
             on_error: told of pictures that cannot be read, which are left out; None: raise `PictureError`.
         """
         _check_request(batch_size, output_size, top_k_queries)
-        if not self.has_queries and (return_logits or top_k_queries is not None):
-            raise ValueError("A per-pixel model has no queries: leave out return_logits and top_k_queries.")
-        request = _Request(output_size, return_scores, return_logits, top_k_queries)
+        rules = replace(self.rules, max_queries=top_k_queries)
+        self.model.check_rules(rules)
+        request = _Request(rules, output_size, return_scores, return_logits)
         pictures = self._prepared(inputs, on_error)
-        # One picture at a time needs no company, and a camera must not wait for it.
+        # Without batches nothing is read ahead, so that a camera's images are not delayed.
         window_size = batch_size * READ_AHEAD if batch_size > 1 else 1
         while window := list(itertools.islice(pictures, window_size)):
             yield from self._predict_window(window, batch_size, request)
@@ -243,8 +259,8 @@ class Predictor:
                 on_error(error)
 
     def _prepare(self, picture: Picture) -> Tensor:
-        """Return (3, h, w) uint8, resized as at test time."""
-        pixels = picture.pixels[:, :, ::-1] if self.cfg.INPUT.FORMAT == "BGR" else picture.pixels
+        """Return (C, h, w) uint8, resized as at test time."""
+        pixels = convert_PIL_to_numpy(Image.fromarray(picture.pixels), self.cfg.INPUT.FORMAT)
         transform = self._resize.get_transform(pixels)
         if min(getattr(transform, "new_h", MIN_SIDE), getattr(transform, "new_w", MIN_SIDE)) < MIN_SIDE:
             height, width = picture.pixels.shape[:2]
@@ -262,7 +278,7 @@ class Predictor:
         """Yield results in order, batches formed of what is padded to the same size."""
         groups: dict[tuple[int, int], list[int]] = {}
         for index, prepared in enumerate(window):
-            groups.setdefault(self._padded_size(prepared.image), []).append(index)
+            groups.setdefault(self.model.padded_size(*prepared.image.shape[-2:]), []).append(index)
         results: dict[int, Result] = {}
         for indices in groups.values():
             for start in range(0, len(indices), batch_size):
@@ -272,74 +288,60 @@ class Predictor:
         for index in range(len(window)):
             yield results.pop(index)
 
-    def _padded_size(self, image: Tensor) -> tuple[int, int]:
-        default = getattr(getattr(self.model, "backbone", None), "size_divisibility", 0)
-        divisor = max(1, getattr(self.model, "size_divisibility", default))
-        height, width = (-(-side // divisor) * divisor for side in image.shape[-2:])
-        return height, width
-
     # Not inference_mode: position tables that the model keeps would be lost for training.
     @torch.no_grad()
     def _predict_batch(self, batch: Sequence[_Prepared], request: _Request) -> list[Result]:
         sizes = [request.output_size or prepared.picture.size for prepared in batch]
-        predict = self._from_queries if self.has_queries else self._from_pixels
-        fields = predict([prepared.image for prepared in batch], sizes, request)
+        inputs = [
+            {"image": prepared.image, "height": height, "width": width}
+            for prepared, (height, width) in zip(batch, sizes, strict=True)
+        ]
         return [
             Result(
                 image_name=prepared.picture.name,
-                height=size[0],
-                width=size[1],
+                height=height,
+                width=width,
                 classes=self.classes,
                 image=prepared.picture.pixels,
-                **found,
+                **result_fields(logits.results(request.rules), self.classes),
+                scores=logits.scores(request.rules).cpu() if request.return_scores else None,
+                logits=_on_host(logits, request.rules) if request.return_logits else None,
             )
-            for prepared, size, found in zip(batch, sizes, fields, strict=True)
+            for prepared, (height, width), logits in zip(
+                batch, sizes, self.model.predict_logits(inputs), strict=True
+            )
         ]
 
-    def _from_queries(
-        self, images: list[Tensor], output_sizes: Sequence[tuple[int, int]], request: _Request
-    ) -> list[dict[str, Any]]:
-        model: Any = self.model
-        prepared = model.prepare_images(images)
-        answer = model.predict(prepared.tensor)[-1]
-        padded = tuple(prepared.tensor.shape[-2:])
-        found = []
-        for class_logits, mask_logits, image_size, output in zip(
-            answer.class_logits, answer.mask_logits, prepared.image_sizes, output_sizes, strict=True
-        ):
-            count = request.top_k_queries
-            if count is not None:
-                class_logits, mask_logits = strongest_queries(class_logits, mask_logits, count)
-            fields = form_result(
-                class_logits,
-                mask_logits,
-                Sizes(padded=padded, image=tuple(image_size), output=output),
-                rules=self.rules,
-                classes=self.classes,
-                return_scores=request.return_scores,
-                return_logits=request.return_logits,
-            )
-            found.append(fields)
-        return found
 
-    def _from_pixels(
-        self, images: list[Tensor], output_sizes: Sequence[tuple[int, int]], request: _Request
-    ) -> list[dict[str, Any]]:
-        """Predict with Detectron2's SemanticSegmentor: class logits at each pixel, no queries."""
-        inputs = [
-            {"image": image, "height": height, "width": width}
-            for image, (height, width) in zip(images, output_sizes, strict=True)
-        ]
-        found = []
-        for result in self.model(inputs):
-            logits = result["sem_seg"]
-            fields: dict[str, Any] = {
-                "semantic": kept_labels(logits.argmax(0), self.classes, self.rules.kept)
-            }
-            if request.return_scores:
-                fields["scores"] = logits.float().softmax(0).cpu()
-            found.append(fields)
-        return found
+def _on_host(logits: Any, rules: ResultRules) -> QueryLogits:
+    if not isinstance(logits, QueryLogits):
+        raise ValueError("A per-pixel model has no queries: leave out return_logits.")
+    class_logits, mask_logits, sizes = logits.strongest(rules.max_queries)
+    return QueryLogits(class_logits.float().cpu(), mask_logits.float().cpu(), sizes)
+
+
+def _with_tasks(rules: ResultRules, tasks: Collection[str] | None, classes: ClassTable) -> ResultRules:
+    """Return rules with other tasks, and with the things of the classes where the model knows none."""
+    if tasks is not None:
+        tasks = [tasks] if isinstance(tasks, str) else list(tasks)
+        if not tasks or not set(tasks) <= set(TASKS):
+            raise ValueError(f"Tasks are {tasks}; choose one or more of {', '.join(TASKS)}.")
+        rules = replace(rules, tasks=tuple(task for task in TASKS if task in tasks))
+    if rules.thing_ids is None and (classes.things or "panoptic" in rules.tasks):
+        rules = replace(rules, thing_ids=classes.things)
+    return rules
+
+
+def _check_thresholds(
+    score_threshold: float | None, mask_threshold: float, overlap_threshold: float | None, top_k: int | None
+) -> None:
+    for name, value in (("score_threshold", score_threshold), ("overlap_threshold", overlap_threshold)):
+        if value is not None and not 0 <= value <= 1:
+            raise ValueError(f"{name} is {value}; it must be in 0..1.")
+    if not 0 < mask_threshold < 1:
+        raise ValueError(f"mask_threshold is {mask_threshold}; it must lie between 0 and 1.")
+    if top_k is not None and top_k < 1:
+        raise ValueError(f"top_k is {top_k}; it must be at least 1.")
 
 
 def _renamed(options: dict[str, Any]) -> dict[str, Any]:
