@@ -4,7 +4,6 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from mask_former_runner.graph import RUNTIMES
 from mask_former_runner.results import KINDS, write
 from mask_former_runner.runner import Runner
 
@@ -16,7 +15,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("inputs", nargs="+", help="pictures, folders, videos")
     parser.add_argument("--output", default="results", help="folder of the results (default: results)")
     parser.add_argument("--save", nargs="+", choices=KINDS, default=KINDS, help="kinds of files")
-    parser.add_argument("--runtime", choices=RUNTIMES, help="default: what is installed")
     parser.add_argument("--threads", type=int, default=0, help="of the runtime (default: its own choice)")
     parser.add_argument("--batch-size", type=int, default=1, help="most pictures of one size at once")
     parser.add_argument("--tasks", nargs="+", choices=("semantic", "panoptic", "instance"))
@@ -25,7 +23,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.add_argument(f"--{name}-threshold", type=float)
     parser.add_argument("--top-k", type=int, help="most instances of a picture")
     options = vars(parser.parse_args(argv))
-    inputs, output, kinds, batch_size = (options.pop(key) for key in ("inputs", "output", "save", "batch_size"))
+    inputs, output, kinds, batch_size = (
+        options.pop(key) for key in ("inputs", "output", "save", "batch_size")
+    )
     try:
         count = write(Runner(options.pop("model"), **options)(inputs, batch_size), output, kinds)
     except (ValueError, OSError) as error:

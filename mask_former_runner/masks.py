@@ -1,7 +1,7 @@
 """Logits on the mask grid to results at the size of the picture, tile by tile.
 
-A map of every query or class at that size never exists. Bounds of the masks in a tile say which queries or
-classes can win there; only those are resized.
+A map of every query or class at that size never exists: bounds of the masks in a tile tell which queries or
+classes can win there, and only those are resized.
 """
 
 from collections.abc import Callable, Iterator
@@ -14,9 +14,9 @@ import numpy as np
 Array = np.ndarray
 # Cells of the mask grid along each side of a tile, about.
 TILE = 12
-# What rounding may change a score by; differences below it decide nothing that another order would not.
+# Differences of scores below it are rounding.
 ROUNDING = 1e-5
-# What queries that are not resized may change a score by altogether.
+# What masks that are not resized may change a score by, all together.
 NEGLIGIBLE = 1e-6
 
 
@@ -28,41 +28,43 @@ class Sizes(NamedTuple):
     output: tuple[int, int]
 
 
-class _Axis:
-    """How pixels of the output are made of cells along one axis: bilinear to `padded`, crop, then to `output`."""
-
-    def __init__(self, cells: int, padded: int, image: int, output: int) -> None:
-        self.is_resized = image != output
-        self.first, self.second, self.weight = _neighbours(image, output, output)
-        self.cell_first, self.cell_second, weight = _neighbours(cells, padded, image)
-        self.of_image = np.zeros((image, cells), np.float32)
-        np.add.at(self.of_image, (np.arange(image), self.cell_first), 1 - weight)
-        np.add.at(self.of_image, (np.arange(image), self.cell_second), weight)
-        edge = max(1, round(TILE * padded / cells * output / image))
-        self.spans = [(start, min(start + edge, output)) for start in range(0, output, edge)]
-
-    def part(self, span: tuple[int, int]) -> "_Part":
-        """Return what the pixels of a span are made of."""
-        pixels = slice(*span)
-        start, stop = int(self.first[pixels].min()), int(self.second[pixels].max()) + 1
-        cells = slice(int(self.cell_first[start:stop].min()), int(self.cell_second[start:stop].max()) + 1)
-        of_image = self.of_image[start:stop, cells]
-        if not self.is_resized:
-            return _Part(pixels, cells, of_image, None)
-        of_output = np.zeros((span[1] - span[0], stop - start), np.float32)
-        rows, weight = np.arange(len(of_output)), self.weight[pixels]
-        np.add.at(of_output, (rows, self.first[pixels] - start), 1 - weight)
-        np.add.at(of_output, (rows, self.second[pixels] - start), weight)
-        return _Part(pixels, cells, of_image, of_output)
-
-
 class _Part(NamedTuple):
-    """Pixels and cells of a tile along one axis, and the weights: image x cells, output x image."""
+    """Pixels of a tile along one axis, their cells, and weights: image x cells, output x image."""
 
     pixels: slice
     cells: slice
     of_image: Array
-    of_output: Array | None
+    of_output: Array
+
+
+def _weights(source: int, length: int, count: int) -> Array:
+    """Return the weights (count, source) of bilinear resizing to `length`, for its first entries."""
+    position = (np.arange(count, dtype=np.float32) + np.float32(0.5)) * np.float32(source / length)
+    position = np.maximum(position - np.float32(0.5), 0)
+    first = np.minimum(position.astype(np.int64), source - 1)
+    weight = np.minimum(position - first, np.float32(1)) * (source != length)
+    weights = np.zeros((count, source), np.float32)
+    np.add.at(weights, (np.arange(count), first), 1 - weight)
+    np.add.at(weights, (np.arange(count), np.minimum(first + 1, source - 1)), weight)
+    return weights
+
+
+def _support(weights: Array) -> slice:
+    columns = weights.any(0).nonzero()[0]
+    return slice(columns[0], columns[-1] + 1)
+
+
+def _parts(cells: int, padded: int, image: int, output: int, edge: int | None) -> list[_Part]:
+    """Return the parts of one axis, `edge` cells each; None: one part."""
+    of_image, of_output = _weights(cells, padded, image), _weights(image, output, output)
+    step = max(1, round(edge * padded / cells * output / image)) if edge else output
+    parts = []
+    for start in range(0, output, step):
+        pixels = slice(start, min(start + step, output))
+        between = _support(of_output[pixels])
+        own = _support(of_image[between])
+        parts.append(_Part(pixels, own, of_image[between, own], of_output[pixels, between]))
+    return parts
 
 
 class _Tile(NamedTuple):
@@ -73,46 +75,35 @@ class _Tile(NamedTuple):
 
     @property
     def place(self) -> tuple[slice, slice]:
-        """Where it lies in the output."""
         return self.rows.pixels, self.columns.pixels
 
     def cells(self, maps: Array) -> Array:
-        """Return the cells (N, a, b) of maps (N, h, w) that it is made of."""
+        """Return the cells (N, a, b) of maps (N, h, w) that the tile is made of."""
         return maps[:, self.rows.cells, self.columns.cells]
 
-    def values(self, maps: Array, between: Callable[[Array], Array] | None = None) -> Array:
-        """Return maps (N, h, w) at its pixels, (N, H', W'); `between` acts on values of the image."""
-        values = self.rows.of_image @ (self.cells(maps) @ self.columns.of_image.T)
-        values = between(values) if between else values
-        if self.columns.of_output is not None:
-            values = values @ self.columns.of_output.T
-        return values if self.rows.of_output is None else self.rows.of_output @ values
+    def values(self, maps: Array, on_image: Callable[[Array], Array] | None = None) -> Array:
+        """Return maps (N, h, w) at the pixels (N, r, c); `on_image` is applied before the second resizing."""
+        rows, columns = self
+        if on_image is None:
+            return (rows.of_output @ rows.of_image) @ (
+                self.cells(maps) @ (columns.of_output @ columns.of_image).T
+            )
+        image = on_image(rows.of_image @ (self.cells(maps) @ columns.of_image.T))
+        return rows.of_output @ (image @ columns.of_output.T)
 
 
-def _neighbours(source: int, length: int, count: int) -> tuple[Array, Array, Array]:
-    """Return, for the first `count` of `length` entries, the two source entries and the second one's weight."""
-    position = (np.arange(count, dtype=np.float32) + np.float32(0.5)) * np.float32(source / length)
-    position = np.maximum(position - np.float32(0.5), 0)
-    if source == length:
-        position = np.arange(count, dtype=np.float32)
-    first = np.minimum(position.astype(np.int64), source - 1)
-    second = np.minimum(first + (source != length), source - 1)
-    return first, second, np.minimum(position - first, np.float32(1))
-
-
-def _tiles(maps: Array, sizes: Sizes) -> list[_Tile]:
-    rows, columns = (_Axis(maps.shape[1 + axis], *(size[axis] for size in sizes)) for axis in (0, 1))
-    parts = [[axis.part(span) for span in axis.spans] for axis in (rows, columns)]
-    return [_Tile(row, column) for row in parts[0] for column in parts[1]]
+def _tiles(maps: Array, sizes: Sizes, edge: int | None = TILE) -> list[_Tile]:
+    rows, columns = (_parts(maps.shape[1 + axis], *(s[axis] for s in sizes), edge) for axis in (0, 1))
+    return [_Tile(row, column) for row in rows for column in columns]
 
 
 def _bounds(maps: Array, tiles: list[_Tile]) -> tuple[Array, Array]:
-    """Return the lowest and the highest value of maps (N, h, w) in each of T tiles, (N, T)."""
+    """Return the lowest and the highest value of each map in each tile, (N, T)."""
     cells = [tile.cells(maps) for tile in tiles]
-    return np.stack([part.min((1, 2)) for part in cells], 1), np.stack([part.max((1, 2)) for part in cells], 1)
+    return np.stack([c.min((1, 2)) for c in cells], 1), np.stack([c.max((1, 2)) for c in cells], 1)
 
 
-def _each(work: Callable[[int], Any], count: int) -> None:
+def _for_each(work: Callable[[int], None], count: int) -> None:
     with ThreadPoolExecutor(min(4, cpu_count() or 1)) as pool:
         list(pool.map(work, range(count)))
 
@@ -129,25 +120,29 @@ def softmax(logits: Array) -> Array:
     return powers / powers.sum(-1, keepdims=True)
 
 
-def semantic_labels(class_logits: Array, mask_logits: Array, sizes: Sizes, resize_logits: bool) -> Array:
-    """Return at each pixel the class (H, W) with the highest sum of class times mask probability.
+def semantic_labels(class_logits: Array, maps: Array, sizes: Sizes, resize_logits: bool) -> Array:
+    """Return at each pixel (H, W) the class with the highest sum of class times mask probability.
 
     Args:
-        class_logits: (Q, K+1), the last being "no object".
-        mask_logits: (Q, h, w).
+        class_logits: (Q, K+1), the last being "no object"; for K = 1, 1 stands for a sum below one half.
+        maps: mask logits (Q, h, w).
         sizes: see `Sizes`.
         resize_logits: bring mask logits, not probabilities, from the image's to the output's size.
     """
-    class_probs = softmax(class_logits)[:, :-1]
-    tiles = _tiles(mask_logits, sizes)
-    low, high = map(sigmoid, _bounds(mask_logits, tiles))
+    probs = softmax(class_logits)[:, :-1]
+    if probs.shape[1] == 1:
+        # A second class that scores one half everywhere.
+        probs = np.concatenate([np.pad(probs, ((0, 0), (0, 1))), np.float32([[0, 0.5]])])
+        maps = np.concatenate([maps, np.full_like(maps[:1], 99)])
+    tiles = _tiles(maps, sizes)
+    low, high = map(sigmoid, _bounds(maps, tiles))
     middle, half = (low + high) / 2, (high - low) / 2
-    scores = class_probs.T @ middle
-    best = scores.argmax(0)
+    scores = probs.T @ middle
+    favourites = scores.argmax(0)
     competes = np.empty(scores.shape, bool)
-    for favourite in np.unique(best):
-        there = best == favourite
-        reach = np.abs(class_probs - class_probs[:, [favourite]]).T @ half[:, there]
+    for favourite in np.unique(favourites):
+        there = favourites == favourite
+        reach = np.abs(probs - probs[:, [favourite]]).T @ half[:, there]
         competes[:, there] = scores[:, there] + reach >= scores[favourite, there] - ROUNDING
     labels = np.empty(sizes.output, np.int64)
 
@@ -156,116 +151,101 @@ def semantic_labels(class_logits: Array, mask_logits: Array, sizes: Sizes, resiz
         if len(classes) == 1:
             labels[tiles[number].place] = classes[0]
             return
-        weights = class_probs[:, classes]
+        weights = probs[:, classes]
         doubt = (weights.max(1) - weights.min(1)) * half[:, number]
         order = doubt.argsort()
-        matters = np.sort(order[doubt[order].cumsum() > NEGLIGIBLE])
-        fixed = weights.T @ np.where(np.isin(np.arange(len(doubt)), matters), 0, middle[:, number])
-        maps = mask_logits[matters]
-        if resize_logits:
-            masks = sigmoid(tiles[number].values(maps))
+        resized = np.zeros(len(doubt), bool)
+        resized[order[doubt[order].cumsum() > NEGLIGIBLE]] = True
+        rest = weights[~resized].T @ middle[~resized, number]
+        if resize_logits or sizes.image == sizes.output:
+            masks = sigmoid(tiles[number].values(maps[resized]))
         else:
-            masks = tiles[number].values(maps, sigmoid)
-        scores = weights[matters].T @ masks.reshape(len(matters), -1) + fixed[:, None]
+            masks = tiles[number].values(maps[resized], sigmoid)
+        scores = weights[resized].T @ masks.reshape(len(masks), -1) + rest[:, None]
         labels[tiles[number].place] = classes[scores.argmax(0)].reshape(masks.shape[1:])
 
-    _each(label, len(tiles))
+    _for_each(label, len(tiles))
     return labels
 
 
-def highest(maps: Array, sizes: Sizes) -> Array:
-    """Return which of maps (N, h, w) is highest at each pixel (H, W) of the output, the first in a tie."""
-    return _winners(maps, sizes, lambda values: values)[0]
-
-
-def _winners(maps: Array, sizes: Sizes, score: Callable[[Array], Array]) -> tuple[Array, Array]:
-    """Return the map (H, W) that scores highest at each pixel, and in how many pixels each is not negative.
+def winners(
+    maps: Array, sizes: Sizes, score: Callable[[Array, Array], Array], threshold: float = 0.0
+) -> tuple[Array, Array]:
+    """Return the map (H, W) with the highest score at each pixel, the first in a tie, and the areas (N,).
 
     Args:
         maps: (N, h, w).
         sizes: see `Sizes`.
-        score: values (N, ...) to scores; for each map monotonous.
+        score: values (n, ...) of some maps, and their indices (n,), to scores that grow with the values.
+        threshold: the area of a map counts the pixels whose value is not below it.
     """
-    tiles = _tiles(maps, sizes)
+    tiles, every = _tiles(maps, sizes), np.arange(len(maps))
     low, high = _bounds(maps, tiles)
-    competes = score(high) >= score(low).max(0) - ROUNDING
-    is_cut = (low < 0) & (high >= 0)
+    competes = score(high, every) >= score(low, every).max(0) - ROUNDING
+    cut = (low < threshold) & (high >= threshold)
     winner = np.empty(sizes.output, np.int64)
-    areas = np.zeros((len(maps), len(tiles)), np.int64)
+    areas = np.zeros(low.shape, np.int64)
 
     def assign(number: int) -> None:
-        tile = tiles[number]
-        pixels = winner[tile.place]
-        areas[low[:, number] >= 0, number] = pixels.size
+        pixels = winner[tiles[number].place]
         rivals = competes[:, number]
-        if rivals.sum() == 1:
-            pixels[:] = rivals.argmax()
-        for_areas = is_cut[:, number]
-        resized = (for_areas | (rivals if rivals.sum() > 1 else False)).nonzero()[0]
-        if len(resized) == 0:
+        areas[low[:, number] >= threshold, number] = pixels.size
+        resized = (cut[:, number] | rivals).nonzero()[0]
+        if len(resized) == 1 and not cut[resized, number].any():
+            pixels[:] = resized[0]
             return
-        values = tile.values(maps[resized])
-        areas[resized[for_areas[resized]], number] = (values[for_areas[resized]] >= 0).sum((1, 2))
-        if rivals.sum() > 1:
-            scores = np.full((len(maps), 1, 1), -np.inf, np.float32) + np.zeros(pixels.shape, np.float32)
-            scores[resized] = values
-            chosen = rivals.nonzero()[0]
-            pixels[:] = chosen[score(scores)[chosen].argmax(0)]
+        values = tiles[number].values(maps[resized])
+        is_cut, is_rival = cut[resized, number], rivals[resized]
+        areas[resized[is_cut], number] = (values[is_cut] >= threshold).sum((1, 2))
+        pixels[:] = resized[is_rival][score(values[is_rival], resized[is_rival]).argmax(0)]
 
-    _each(assign, len(tiles))
+    _for_each(assign, len(tiles))
     return winner, areas.sum(1)
 
 
 def panoptic(
-    class_logits: Array,
-    mask_logits: Array,
-    sizes: Sizes,
-    *,
-    things: frozenset[int],
-    object_mask_threshold: float,
-    overlap_threshold: float,
+    class_logits: Array, maps: Array, sizes: Sizes, rules: dict[str, Any], kept: frozenset[int] | None
 ) -> tuple[Array, list[dict[str, Any]]]:
     """Return the map (H, W) int32 of segment ids, 0 for void, and `id`, `category_id`, `score` of each."""
     probs = softmax(class_logits)
     labels, scores = probs.argmax(1), probs.max(1)
-    queries = ((labels != probs.shape[1] - 1) & (scores > object_mask_threshold)).nonzero()[0]
+    queries = ((labels < probs.shape[1] - 1) & (scores > rules["object_mask_threshold"])).nonzero()[0]
     if len(queries) == 0:
         return np.zeros(sizes.output, np.int32), []
     labels, scores = labels[queries], scores[queries]
-    winner, mask_areas = _winners(mask_logits[queries], sizes, lambda values: (sigmoid(values).T * scores).T)
-    won_areas = np.bincount(winner.ravel(), minlength=len(queries))
+    threshold = float(np.log(rules["mask_threshold"] / (1 - rules["mask_threshold"])))
+    winner, areas = winners(maps[queries], sizes, lambda v, n: (sigmoid(v).T * scores[n]).T, threshold)
+    won = np.bincount(winner.ravel(), minlength=len(queries))
     id_of_query = np.zeros(len(queries), np.int32)
-    segments: list[dict[str, Any]] = []
-    stuff: dict[int, dict[str, Any]] = {}
+    segments: dict[Any, dict[str, Any]] = {}
     for query, (label, score) in enumerate(zip(labels.tolist(), scores.tolist(), strict=True)):
-        if 0 in (won_areas[query], mask_areas[query]):
-            continue
-        if won_areas[query] / mask_areas[query] < overlap_threshold:
-            continue
-        segment = stuff.get(label)
-        if segment is None:
+        if won[query] and areas[query] and won[query] / areas[query] >= rules["overlap_threshold"]:
+            # Things stay apart, the parts of a stuff class become one.
+            key = (label, query) if label in (rules["thing_ids"] or ()) else label
             segment = {"id": len(segments) + 1, "category_id": label, "score": score}
-            segments.append(segment)
-            if label not in things:
-                stuff[label] = segment
-        segment["score"] = max(segment["score"], score)
-        id_of_query[query] = segment["id"]
-    return id_of_query[winner], segments
+            segment = segments.setdefault(key, segment)
+            segment["score"] = max(segment["score"], score)
+            if kept is None or label in kept:
+                id_of_query[query] = segment["id"]
+    infos = [info for info in segments.values() if kept is None or info["category_id"] in kept]
+    return id_of_query[winner], infos
 
 
 def instances(
-    class_logits: Array, mask_logits: Array, sizes: Sizes, *, classes: list[int], top_k: int
+    class_logits: Array, maps: Array, sizes: Sizes, rules: dict[str, Any], classes: list[int]
 ) -> Iterator[tuple[Array, int, float]]:
     """Yield mask (H, W) bool, class and score of the `top_k` likeliest pairs of query and class."""
     probs = softmax(class_logits)[:, classes]
-    pairs = np.argsort(-probs.ravel(), kind="stable")[:top_k]
-    rows, columns = (_Axis(mask_logits.shape[1 + axis], *(size[axis] for size in sizes)) for axis in (0, 1))
-    whole = _Tile(rows.part((0, sizes.output[0])), columns.part((0, sizes.output[1])))
-    masks: dict[int, tuple[Array, float]] = {}
-    for query, column in zip(pairs // max(len(classes), 1), pairs % max(len(classes), 1), strict=True):
-        if query not in masks:
-            values = whole.values(mask_logits[query : query + 1])[0]
-            mask = values > 0
-            masks[query] = mask, float(sigmoid(values[mask]).mean()) if mask.any() else 0.0
-        mask, mean = masks[query]
-        yield mask, classes[column], float(probs[query, column]) * mean
+    pairs = np.argsort(-probs.ravel(), kind="stable")[: rules["top_k"]]
+    (whole,) = _tiles(maps, sizes, None)
+    of_query: dict[int, tuple[Array, float]] = {}
+    for pair in pairs.tolist():
+        query, column = divmod(pair, len(classes))
+        if query not in of_query:
+            mask_probs = sigmoid(whole.values(maps[query : query + 1])[0])
+            inside = mask_probs > 0.5
+            mean = float(mask_probs[inside].mean()) if inside.any() else 0.0
+            of_query[query] = mask_probs > rules["mask_threshold"], mean
+        mask, mean = of_query[query]
+        if mean > 0 and mask.any():
+            yield mask, classes[column], float(probs[query, column]) * mean

@@ -1,7 +1,6 @@
 """From pictures to results: read, resize as at test time, run the graph, form results."""
 
 import itertools
-import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,44 +10,44 @@ from PIL import Image, ImageOps
 
 from mask_former_runner import masks
 from mask_former_runner.graph import Graph
-from mask_former_runner.results import InstanceResults, Result, Segment, box_of, label_type
+from mask_former_runner.results import InstanceResults, Result, Segment, box_of
 
-PICTURES = set(".avif .bmp .gif .jfif .jp2 .jpeg .jpg .pbm .pgm .png .pnm .ppm .tga .tif .tiff .webp".split())
-VIDEOS = set(".avi .m4v .mkv .mov .mp4 .mpeg .mpg .webm".split())
+PICTURES = ".avif .bmp .gif .jfif .jp2 .jpeg .jpg .pbm .pgm .png .pnm .ppm .tga .tif .tiff .webp".split()
+VIDEOS = ".avi .m4v .mkv .mov .mp4 .mpeg .mpg .webm".split()
 
 
 class Runner:
-    """An exported model with its thresholds: `Runner("model.onnx")("photos/")`."""
+    """An exported model with its rules: `for result in Runner("model.onnx")("photos/"): ...`."""
 
-    def __init__(self, file: str | Path, *, runtime: str | None = None, threads: int = 0, **rules: Any) -> None:
+    def __init__(self, file: str | Path, threads: int = 0, classes: Any = None, **rules: Any) -> None:
         """Load a model file.
 
         Args:
             file: written by mask_former.export.
-            runtime: "onnxruntime" or "openvino"; None: what is installed.
             threads: of the runtime; 0: its own choice.
-            rules: tasks, score_threshold, mask_threshold, overlap_threshold, top_k, classes (names or
-                indices that results may have), over those of the file; meanings as in mask_former's Predictor.
+            classes: names or indices that results may have; None: all.
+            rules: tasks, score_threshold, mask_threshold, overlap_threshold, top_k, instead of the file's.
         """
-        self.graph = Graph(file, runtime, threads)
+        self.graph = Graph(file, threads)
         self.metadata = self.graph.metadata
         self.classes = self.metadata["classes"]
-        unknown = rules.keys() - {*self.metadata["rules"], "classes"}
-        if unknown:
-            raise ValueError(f"Unknown options {sorted(unknown)}; expected some of {sorted(self.metadata['rules'])}.")
-        self.rules = self.metadata["rules"] | {key: value for key, value in rules.items() if value is not None}
-        if set(self.rules["tasks"]) - set(self.metadata["possible_tasks"]):
-            raise ValueError(f"Tasks are {self.rules['tasks']}; {file} gives {self.metadata['possible_tasks']}.")
-        self.kept = None if rules.get("classes") is None else self._indices(rules["classes"])
+        score = rules.pop("score_threshold", None)
+        rules |= {"object_mask_threshold": score, "instance_score_threshold": score}
+        self.rules = self.metadata["rules"] | {
+            key: value for key, value in rules.items() if value is not None
+        }
+        unknown = self.rules.keys() - self.metadata["rules"].keys()
+        if unknown or set(self.rules["tasks"]) - set(self.metadata["possible_tasks"]):
+            raise ValueError(
+                f"{file}: expected options {sorted(self.metadata['rules'])} and tasks "
+                f"{self.metadata['possible_tasks']}, got {sorted(rules)} and tasks {self.rules['tasks']}."
+            )
+        self.kept = None if classes is None else self._indices(classes)
 
     def __call__(
-        self,
-        inputs: Any,
-        batch_size: int = 1,
-        output_size: tuple[int, int] | None = None,
-        return_logits: bool = False,
+        self, inputs: Any, batch_size: int = 1, output_size: tuple[int, int] | None = None
     ) -> Iterator[Result]:
-        """Yield the results of pictures: a path of a file, folder or video, an array (H, W, 3), or several.
+        """Yield the results of a file, folder, video, array (H, W, 3) uint8 RGB, or of an iterable of them.
 
         Successive pictures of one size form batches of up to `batch_size`.
         """
@@ -59,131 +58,111 @@ class Runner:
                 for number, (name, pixels, image) in enumerate(batch):
                     values = {key: value[number] for key, value in outputs.items()}
                     height, width = output_size or pixels.shape[:2]
-                    fields = self._fields(values, image.shape[1:], (height, width), return_logits)
+                    fields = self._fields(values, image.shape[1:], (height, width))
                     yield Result(name, height, width, self.classes, pixels, **fields)
 
     def prepare(self, pixels: np.ndarray) -> np.ndarray:
-        """Return what the graph takes of a picture (H, W, 3) RGB: (3, h, w) uint8, resized as at test time."""
-        sizes = self.metadata["sizes"]
-        height, width = pixels.shape[:2]
-        if sizes["shortest_edge"]:
-            # As Detectron2 rounds.
-            scale = sizes["shortest_edge"] / min(height, width)
-            new = (sizes["shortest_edge"], scale * width) if height < width else (scale * height, sizes["shortest_edge"])
-            if max(new) > sizes["longest_edge"]:
-                scale = sizes["longest_edge"] / max(new)
-                new = new[0] * scale, new[1] * scale
-            size = int(new[1] + 0.5), int(new[0] + 0.5)
-            if min(size) < 4:
-                raise ValueError(f"A picture of {width}x{height} shrinks to less than 4 pixels on a side: cut it.")
-            pixels = np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BILINEAR))
-        pixels = pixels[:, :, ::-1] if self.metadata["channels"] == "BGR" else pixels
-        return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+        """Return what the graph takes of a picture (H, W, 3) RGB: (C, h, w) uint8, resized as at test time."""
+        shortest, longest = (self.metadata["sizes"][key] for key in ("shortest_edge", "longest_edge"))
+        picture, size = Image.fromarray(pixels), np.array(pixels.shape[:2], float)
+        if self.metadata["channels"] == "L":
+            picture = picture.convert("L")
+        if shortest:
+            size = size * (shortest / size.min())
+            size = size * min(1.0, longest / size.max())
+            height, width = (size + 0.5).astype(int).tolist()
+            if min(height, width) < 4:
+                raise ValueError(f"A picture of {pixels.shape[:2]} pixels gets too narrow: cut it.")
+            picture = picture.resize((width, height), Image.Resampling.BILINEAR)
+        image = np.atleast_3d(np.asarray(picture)).transpose(2, 0, 1)
+        return np.ascontiguousarray(image[::-1] if self.metadata["channels"] == "BGR" else image)
 
     def _fields(
-        self, values: dict[str, np.ndarray], image: tuple[int, int], output: tuple[int, int], return_logits: bool
+        self, values: dict[str, np.ndarray], image: tuple[int, int], output: tuple[int, int]
     ) -> dict[str, Any]:
-        rules, labels = self.rules, values.get("labels")
-        if labels is not None:
-            picture = Image.fromarray(labels.astype(np.int32)).resize(output[::-1], Image.Resampling.NEAREST)
-            return {"semantic": self._kept(np.asarray(picture))}
-        maps = values["mask_logits"] if "mask_logits" in values else values["pixel_logits"]
+        rules, sizes = self.rules, self.metadata["sizes"]
+        if "labels" in values:
+            picture = Image.fromarray(values["labels"].astype(np.int32))
+            return {
+                "semantic": self._kept(np.asarray(picture.resize(output[::-1], Image.Resampling.NEAREST)))
+            }
         if "pixel_logits" in values:
-            stride = self.metadata["sizes"]["stride"]
-            sizes = masks.Sizes((maps.shape[1] * stride, maps.shape[2] * stride), image, output)
-            return {"semantic": self._kept(masks.highest(maps, sizes))}
-        divisor = max(1, self.metadata["sizes"]["divisor"])
-        sizes = masks.Sizes(tuple(-(-side // divisor) * divisor for side in image), image, output)
-        classes = values["class_logits"]
-        fields: dict[str, Any] = {"logits": (classes, maps, sizes)} if return_logits else {}
+            logits = values["pixel_logits"]
+            padded = (logits.shape[1] * sizes["stride"], logits.shape[2] * sizes["stride"])
+            winner, _ = masks.winners(logits, masks.Sizes(padded, image, output), lambda v, _: v)
+            return {"semantic": self._kept(winner)}
+        padded = tuple(-(-side // sizes["divisor"]) * sizes["divisor"] for side in image)
+        logits = values["class_logits"], values["mask_logits"], masks.Sizes(padded, image, output)
+        fields: dict[str, Any] = {}
         if "semantic" in rules["tasks"]:
-            fields["semantic"] = self._kept(masks.semantic_labels(classes, maps, sizes, rules["resize_logits"]))
-        maps = maps - np.float32(math.log(rules["mask_threshold"] / (1 - rules["mask_threshold"])))
+            fields["semantic"] = self._kept(masks.semantic_labels(*logits, rules["resize_logits"]))
         if "panoptic" in rules["tasks"]:
-            fields |= self._panoptic(classes, maps, sizes)
+            fields["panoptic"], infos = masks.panoptic(*logits, rules, self.kept)
+            fields["segments"] = [self._segment(fields["panoptic"], **info) for info in infos]
         if "instance" in rules["tasks"]:
-            fields["instances"] = self._instances(classes, maps, sizes)
+            fields["instances"] = self._instances(*logits)
         return fields
 
     def _kept(self, labels: np.ndarray) -> np.ndarray:
-        table = np.arange(len(self.classes["names"]), dtype=label_type(self.classes))
-        if self.kept is not None:
-            table[[index for index in table if index not in self.kept]] = self.classes["void_label"]
+        count, void = len(self.classes["names"]), self.classes["void_label"]
+        table = np.arange(count + 1, dtype=np.uint8 if void < 256 else np.uint16)
+        table[[i for i in range(count + 1) if i == count or not (self.kept is None or i in self.kept)]] = void
         return table[labels]
 
-    def _panoptic(self, classes: np.ndarray, maps: np.ndarray, sizes: masks.Sizes) -> dict[str, Any]:
-        threshold = self.rules["score_threshold"]
-        ids, infos = masks.panoptic(
-            classes,
-            maps,
-            sizes,
-            things=frozenset(self.rules["thing_ids"]),
-            object_mask_threshold=self.rules["object_mask_threshold"] if threshold is None else threshold,
-            overlap_threshold=self.rules["overlap_threshold"],
-        )
-        infos = [info for info in infos if self.kept is None or info["category_id"] in self.kept]
-        ids = np.where(np.isin(ids, [info["id"] for info in infos]), ids, 0).astype(np.int32)
-        areas = np.bincount(ids.ravel())
-        segments = [
-            Segment(
-                name=self.classes["names"][info["category_id"]],
-                is_thing=info["category_id"] in self.rules["thing_ids"],
-                area=int(areas[info["id"]]),
-                box=box_of(ids == info["id"]),
-                **info,
-            )
-            for info in infos
-        ]
-        return {"panoptic": ids, "segments": segments}
+    def _segment(self, ids: np.ndarray, id: int, category_id: int, score: float) -> Segment:
+        mask, name = ids == id, self.classes["names"][category_id]
+        is_thing = category_id in (self.rules["thing_ids"] or ())
+        return Segment(id, category_id, name, is_thing, score, int(mask.sum()), box_of(mask))
 
-    def _instances(self, classes: np.ndarray, maps: np.ndarray, sizes: masks.Sizes) -> InstanceResults:
-        allowed = self.rules["thing_ids"] or range(len(self.classes["names"]))
-        allowed = [index for index in allowed if self.kept is None or index in self.kept]
-        found = masks.instances(classes, maps, sizes, classes=sorted(allowed), top_k=self.rules["top_k"])
-        threshold = self.rules["score_threshold"]
-        rows = [row for row in found if row[0].any() and (threshold is None or row[2] > threshold)]
+    def _instances(self, class_logits: np.ndarray, maps: np.ndarray, sizes: masks.Sizes) -> InstanceResults:
+        names, things = self.classes["names"], self.rules["thing_ids"]
+        allowed = range(len(names)) if things is None else things
+        allowed = sorted(set(allowed) & (set(allowed) if self.kept is None else self.kept))
+        threshold = self.rules["instance_score_threshold"]
+        found = masks.instances(class_logits, maps, sizes, self.rules, allowed) if allowed else ()
+        rows = [row for row in found if threshold is None or row[2] > threshold]
         rows.sort(key=lambda row: -row[2])
         stacked = np.array([row[0] for row in rows], bool).reshape(-1, *sizes.output)
         return InstanceResults(
             masks=stacked,
             boxes=np.array([box_of(row[0]) for row in rows], np.float32).reshape(-1, 4),
             classes=np.array([row[1] for row in rows], np.int64),
-            names=tuple(self.classes["names"][row[1]] for row in rows),
+            names=tuple(names[row[1]] for row in rows),
             scores=np.array([row[2] for row in rows], np.float32),
             areas=np.count_nonzero(stacked, axis=(1, 2)),
         )
 
-    def _indices(self, wanted: Iterable[str | int]) -> frozenset[int]:
-        names = [{name.lower(), *(part.strip().lower() for part in name.split(","))} for name in self.classes["names"]]
-        found = set()
+    def _indices(self, wanted: Any) -> frozenset[int]:
+        names, found = [name.lower() for name in self.classes["names"]], set()
         for item in [wanted] if isinstance(wanted, str | int) else wanted:
-            same = [index for index, own in enumerate(names) if str(item).lower() in (*own, str(index))]
+            text = str(item).strip().lower()
+            same = [i for i, name in enumerate(names) if text == name or text == str(i)]
+            # A class of several names, as "car, auto", goes by each of them.
+            same = same or [i for i, n in enumerate(names) if text in map(str.strip, n.split(","))]
             if not same:
-                raise ValueError(f"No class {item!r}; the model has {', '.join(self.classes['names'][:8])}, ...")
+                raise ValueError(f"No class {item!r}; this model has {', '.join(names[:8])}, ...")
             found.update(same)
         return frozenset(found)
 
 
 def load(inputs: Any) -> Iterator[tuple[str, np.ndarray]]:
     """Yield name and pixels (H, W, 3) uint8 RGB of all pictures; of a folder, of those directly in it."""
-    many = [inputs] if isinstance(inputs, str | Path | np.ndarray) else inputs
-    for number, source in enumerate(many):
-        path = Path(source) if isinstance(source, str | Path) else None
-        if path is None:
+    for number, source in enumerate([inputs] if isinstance(inputs, str | Path | np.ndarray) else inputs):
+        if isinstance(source, np.ndarray):
             yield f"array_{number:06d}", source
-        elif path.is_dir():
-            found = sorted(file for file in path.iterdir() if file.suffix.lower() in PICTURES)
-            if not found:
-                raise ValueError(f"{path}: holds no pictures ({' '.join(sorted(PICTURES))}).")
-            yield from ((str(file), _read(file)) for file in found)
-        elif path.suffix.lower() in VIDEOS:
-            frames = enumerate(_frames(path))
-            yield from ((f"{path.with_suffix('')}_{frame:06d}", pixels) for frame, pixels in frames)
+        elif Path(source).is_dir():
+            files = sorted(file for file in Path(source).iterdir() if file.suffix.lower() in PICTURES)
+            if not files:
+                raise ValueError(f"{source}: holds no pictures ({' '.join(PICTURES)}).")
+            yield from ((str(file), _read(file)) for file in files)
+        elif Path(source).suffix.lower() in VIDEOS:
+            for frame, pixels in enumerate(_frames(str(source))):
+                yield f"{Path(source).with_suffix('')}_{frame:06d}", pixels
         else:
-            yield str(path), _read(path)
+            yield str(source), _read(source)
 
 
-def _read(file: Path) -> np.ndarray:
+def _read(file: str | Path) -> np.ndarray:
     try:
         picture = ImageOps.exif_transpose(Image.open(file))
     except Exception as error:  # decoders raise anything
@@ -193,19 +172,16 @@ def _read(file: Path) -> np.ndarray:
     return np.asarray(picture.convert("RGB"))
 
 
-def _frames(file: Path) -> Iterator[np.ndarray]:
+def _frames(file: str) -> Iterable[np.ndarray]:
     try:
         import av
     except ImportError:
-        av = None
-    if av is not None:
-        with av.open(str(file)) as video:
-            yield from (frame.to_ndarray(format="rgb24") for frame in video.decode(video=0))
+        try:
+            import cv2
+        except ImportError as error:
+            raise ValueError(f"{file}: videos are read by av or OpenCV: pip install av") from error
+        video = cv2.VideoCapture(file)
+        yield from (frame[:, :, ::-1] for ok, frame in iter(video.read, (False, None)) if ok)
         return
-    try:
-        import cv2
-    except ImportError as error:
-        raise ValueError(f"{file}: reading videos needs av or OpenCV: pip install av") from error
-    video = cv2.VideoCapture(str(file))
-    while (frame := video.read())[0]:
-        yield frame[1][:, :, ::-1]
+    with av.open(file) as video:
+        yield from (frame.to_ndarray(format="rgb24") for frame in video.decode(video=0))
