@@ -30,7 +30,7 @@ class Graph:
             name = "onnxruntime" if Path(file).suffix == ".onnx" else "openvino"
             raise ValueError(f"{file}: its runtime is not installed: pip install {name}") from error
         except Exception as error:  # runtimes raise their own
-            reason = " ".join(str(error).split())[:300]
+            reason = " ".join(str(error).split())
             raise ValueError(f"{file}: cannot be loaded; export it again, opset 18 ({reason}).") from error
         self.metadata: dict[str, Any] = json.loads(text or "{}")
         if self.metadata.get("format") != FORMAT:
