@@ -2,7 +2,7 @@
 # make demo    trains on synthetic shapes, predicts, and leaves output/demo/index.html; goes on where it was
 # make test    the test suite
 # make lint    formatter, linter, type checker
-# make test-lowest    a few minutes of tests with the lowest versions that setup.py allows, in .venv-lowest
+# make test-lowest   a few minutes of tests with the lowest versions that setup.py allows, in .venv-lowest
 #
 # VENV=.venv and PYTHON=python3 choose where, and with which Python, the environment is made,
 # CONSTRAINTS=constraints.txt the versions in it, and EXTRAS the optional parts.
@@ -35,7 +35,7 @@ $(ready): $(CONSTRAINTS) setup.py Makefile $(wildcard third_party/*/*.py)
 	@touch $(ready)
 
 demo: $(ready)
-	@$(python) -W ignore::FutureWarning -m mask_former.demonstration.walkthrough
+	@$(python) -W ignore::FutureWarning demo/walkthrough.py
 
 test: $(ready)
 	$(python) -m pytest --numprocesses auto
@@ -44,10 +44,13 @@ test: $(ready)
 LOWEST_PYTHON ?= $(or $(shell PYENV_VERSION=3.10 python3.10 -c 'import sys; print(sys.executable)' \
     2>/dev/null),$(PYTHON))
 
+LOWEST_TESTS := checkpoint criterion detectron2_edits engine_launch engine_step evaluation_semantic head losses mapper \
+    mask_former matcher per_pixel safe_reading tta
+
 test-lowest:
 	@$(MAKE) --no-print-directory setup VENV=.venv-lowest PYTHON=$(LOWEST_PYTHON) \
 	    CONSTRAINTS=constraints-lowest.txt EXTRAS=test
-	.venv-lowest/bin/python -m pytest --numprocesses auto -m 'not slow'
+	.venv-lowest/bin/python -m pytest --numprocesses auto $(LOWEST_TESTS:%=tests/test_%.py)
 
 lint: $(ready)
 	$(python) -m ruff check .

@@ -21,19 +21,22 @@ setup(
     package_data={"mask_former": ["data/classes/*.json"], "mask_former.configs": ["**/*.yaml"]},
     # Not listed: detectron2, which is not on PyPI (third_party/detectron2 installs it), and OpenCV, of
     # which there are two packages that exclude each other (`make setup` picks the one that works).
+    # The lower bounds are those of constraints-lowest.txt, which `make test-lowest` tests.
     install_requires=[
-        "torch>=2.4",
+        "torch>=2.6",
         "numpy>=1.24",
         "scipy>=1.10",
         "pillow>=9.5",
         "pycocotools>=2.0.8",
         "fvcore>=0.1.5,<0.1.6",
         "safetensors>=0.4",
-        "tqdm",
+        "tqdm>=4.66",
     ],
     extras_require={
-        "test": ["pytest", "pytest-timeout", "pytest-xdist", "h5py"],
+        "test": ["pytest", "pytest-timeout", "pytest-xdist", "h5py", "av", "cityscapesscripts"],
+        "cityscapes": ["cityscapesscripts"],
         "bridge": ["transformers", "timm"],
+        "video": ["av"],
         "lint": ["ruff", "mypy"],
     },
 )

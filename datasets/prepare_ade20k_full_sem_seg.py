@@ -19,8 +19,7 @@ from typing import Any
 import cv2
 import numpy as np
 from PIL import Image
-
-from mask_former.data.prepare import (
+from preparation import (
     Job,
     argument_parser,
     check_exists,
@@ -30,6 +29,7 @@ from mask_former.data.prepare import (
     run_program,
     write_labels,
 )
+
 from mask_former.formats import load_classes, replacing
 
 WHERE_FROM = (

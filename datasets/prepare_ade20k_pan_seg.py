@@ -17,8 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
-from mask_former.data.prepare import (
+from preparation import (
     Job,
     argument_parser,
     check_exists,
@@ -28,6 +27,7 @@ from mask_former.data.prepare import (
     run_program,
     write_labels,
 )
+
 from mask_former.formats import box_of_mask, coco_box, load_classes, replacing, rgb_to_id
 
 WHERE_FROM = (

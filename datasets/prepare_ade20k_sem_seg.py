@@ -6,8 +6,7 @@ Writes  ADEChallengeData2016/annotations_detectron2/{training,validation}/*.png 
 """
 
 import numpy as np
-
-from mask_former.data.prepare import (
+from preparation import (
     Job,
     argument_parser,
     list_files,

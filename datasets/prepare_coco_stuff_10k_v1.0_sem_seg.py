@@ -15,8 +15,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-
-from mask_former.data.prepare import (
+from preparation import (
     Job,
     argument_parser,
     check_exists,
@@ -24,6 +23,7 @@ from mask_former.data.prepare import (
     run_program,
     write_labels,
 )
+
 from mask_former.formats import replacing
 
 WHERE_FROM = (

@@ -1,25 +1,30 @@
 #!/usr/bin/env python
-"""Predict on pictures, folders, videos or a camera; draw, save label maps, COCO files and tables.
+"""Predict on pictures, folders, videos or a camera; write drawings, label maps, COCO files and tables.
 
     demo.py --weights model_final.pth --input photos/ --output results --save overlay,labels,csv
     demo.py --weights model_final.pth --video-input walk.mp4 --output walk_drawn.mp4
     demo.py --config-file configs/... --weights model_final.pkl --webcam
 
-A checkpoint that training here has written describes itself. Published weights need --config-file, or
---weights with their name in the zoo. README.md beside this file tells more.
+A checkpoint that train_net.py has written describes itself. Published weights need --config-file, or
+--weights with their name in the zoo. See README.md beside this file.
 
 Exit status: 0 all done, 1 something was skipped or failed, 2 wrong arguments, 130 stopped by Ctrl-C.
 """
 
 import argparse
+import functools
 import logging
 import os
 import signal
 import sys
+import time
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
+from typing import Any
+
+logger = logging.getLogger("mask_former.demo")
 
 SKIPPED, INTERRUPTED = 1, 130
 
@@ -45,7 +50,7 @@ def argument_parser() -> argparse.ArgumentParser:
     )
     source.add_argument("--video-input", metavar="FILE", help="a video")
     source.add_argument(
-        *("--webcam",),
+        "--webcam",
         nargs="?",
         type=int,
         const=0,
@@ -83,7 +88,7 @@ def argument_parser() -> argparse.ArgumentParser:
 
 
 def check(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
-    """End with one line on arguments that do not fit."""
+    """Exit with one line about arguments that contradict each other or are out of range."""
     if arguments.weights is None and arguments.config_file is None:
         parser.error("give --weights, or --config-file with the weights it names")
     if arguments.batch < 1 or arguments.workers < 1:
@@ -104,32 +109,38 @@ def check(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> Non
 
 def run(arguments: argparse.Namespace) -> int:
     """Do what the arguments say and return the exit status."""
-    from mask_former.demonstration import PredictorRecipe, predict_pictures, timed
-    from mask_former.demonstration.video_prediction import predict_video
+    from picture_demo import build_predictor, predict_pictures
 
-    options: dict[str, object] = {}
+    options: dict[str, Any] = {}
     drawing: dict[str, float] = {}
     if arguments.confidence_threshold is not None:
         options["score_threshold"] = drawing["score_threshold"] = arguments.confidence_threshold
     if arguments.classes is not None:
-        options["classes"] = [name.strip() for name in arguments.classes.split(",") if name.strip()]
-    recipe = PredictorRecipe(
+        options["classes"] = [name for name in map(str.strip, arguments.classes.split(",")) if name]
+    build = functools.partial(
+        build_predictor,
         weights=arguments.weights,
         config_file=arguments.config_file,
-        opts=tuple(arguments.opts),
-        options=options,
+        opts=arguments.opts,
         kinds=arguments.save,
+        **options,
     )
     output = None if arguments.output is None else arguments.output.expanduser()
+    start = time.perf_counter()
     if arguments.input is not None:
-        workers = arguments.workers
-        outcome = timed(
-            lambda: predict_pictures(recipe, arguments.input, output, arguments.batch, workers, **drawing),
-            "pictures",
+        outcome = predict_pictures(
+            build, arguments.input, output, arguments.save, arguments.batch, arguments.workers, **drawing
         )
     else:
+        from video_demo import predict_video
+
         source = arguments.webcam if arguments.video_input is None else arguments.video_input
-        outcome = timed(lambda: predict_video(recipe, source, output, arguments.batch, **drawing), "frames")
+        outcome = predict_video(build, source, output, arguments.save, arguments.batch, **drawing)
+    seconds = time.perf_counter() - start
+    skipped = f", {len(outcome.skipped)} skipped" if outcome.skipped else ""
+    unit = "frames" if arguments.input is None else "pictures"
+    done, rate = outcome.done, outcome.done / seconds
+    logger.info("%d %s in %.1f s (%.2f a second)%s", done, unit, seconds, rate, skipped)
     return SKIPPED if outcome.skipped else 0
 
 
@@ -142,7 +153,7 @@ def describe(error: BaseException) -> str:
     return " ".join(str(error).split())
 
 
-def _stop(number: int, frame: FrameType | None) -> None:
+def _interrupt(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
@@ -151,7 +162,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argument_parser()
     arguments = parser.parse_args(argv)
     check(parser, arguments)
-    # What libraries say of each other; here, and in worker processes.
+    # Silence what libraries warn of each other, also in worker processes.
     warnings.filterwarnings("ignore", category=FutureWarning)
     os.environ.setdefault("PYTHONWARNINGS", "ignore::FutureWarning")
     import torch
@@ -159,7 +170,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     logging.basicConfig(format="%(levelname)s: %(message)s")
     logging.getLogger("mask_former").setLevel(logging.INFO)
-    before = signal.signal(signal.SIGTERM, _stop)
+    previous_handler = signal.signal(signal.SIGTERM, _interrupt)
     try:
         with logging_redirect_tqdm():
             return run(arguments)
@@ -171,7 +182,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (OSError, ValueError, KeyError, TypeError) as error:
         sys.stderr.write(f"error: {describe(error)}\n")
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, previous_handler)
     return SKIPPED
 
 

@@ -54,8 +54,9 @@ def _add_solver_keys(cfg: CN) -> None:
     # Gradient accumulation: each step draws IMS_PER_BATCH pictures in this many equal parts, one after
     # the other, and gives the gradient of the whole batch.
     cfg.SOLVER.ACCUMULATE = 1
-    # Activation checkpointing: the blocks of backbone and transformers keep only their inputs and compute the
-    # rest again in the backward pass. The same gradients, less memory, more time (docs/performance.md).
+    # Activation checkpointing: the blocks of backbone and transformers keep only their inputs, and recompute
+    # the rest in the backward pass. Same gradients, less memory, more time (docs/performance.md).
+    # MODEL.SWIN.USE_CHECKPOINT, the published name, means the same.
     cfg.SOLVER.RECOMPUTE_ACTIVATIONS = False
     # Type of automatic mixed precision when SOLVER.AMP.ENABLED: "float16" (with a gradient scaler) or
     # "bfloat16" (without).
@@ -142,10 +143,32 @@ def _add_swin_keys(cfg: CN) -> None:
     cfg.MODEL.SWIN.APE = False
     cfg.MODEL.SWIN.PATCH_NORM = True
     cfg.MODEL.SWIN.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
-    # Recompute activations in the backward pass: less memory, one more forward pass.
+    # The same as SOLVER.RECOMPUTE_ACTIVATIONS, whatever the backbone.
     cfg.MODEL.SWIN.USE_CHECKPOINT = False
     # Stages whose parameters stay fixed: -1 none, 0 the patch embedding, n that and the first n stages.
     cfg.MODEL.SWIN.FROZEN_STAGES = -1
+
+
+# Keys of Detectron2 that would have no effect in training, and what to do instead.
+UNSUPPORTED = {
+    "TEST.PRECISE_BN.ENABLED": "leave it False; use norms that need no such pass, such as FrozenBN or GN.",
+    "SOLVER.BIAS_LR_FACTOR": "leave it at 1.0; biases train like the weights beside them.",
+    "SOLVER.WEIGHT_DECAY_BIAS": "leave it at Detectron2's default; biases decay by SOLVER.WEIGHT_DECAY.",
+    "VIS_PERIOD": "leave it at 0; TEST.SAMPLE_PICTURES draws predictions at each evaluation.",
+}
+
+
+def refuse_unsupported(cfg: CN) -> None:
+    """Raise ValueError if a key of Detectron2 is set that training would ignore."""
+    values, defaults = dict(_items(cfg)), dict(_items(get_cfg()))
+    for key, remedy in UNSUPPORTED.items():
+        if values[key] != defaults[key]:
+            raise ValueError(f"{key} is {values[key]!r}, but has no effect here: {remedy}")
+
+
+def recomputes_activations(cfg: CN) -> bool:
+    """Return whether activation checkpointing is on, under either of its two names."""
+    return cfg.SOLVER.RECOMPUTE_ACTIVATIONS or cfg.MODEL.SWIN.USE_CHECKPOINT
 
 
 def available_device(wanted: str) -> str:
@@ -190,7 +213,7 @@ def merge_opts(cfg: CN, opts: Sequence[Any]) -> None:
             f"The overrides {' '.join(map(str, opts))!r} are {len(opts)} words, expected pairs KEY VALUE: "
             "give each key its value, and put options that begin with -- before the overrides."
         )
-    known = set(_keys(cfg))
+    known = set(dict(_items(cfg)))
     for key in opts[::2]:
         if key not in known and not cfg.key_is_deprecated(key) and not cfg.key_is_renamed(key):
             close = difflib.get_close_matches(str(key), known, n=1)
@@ -199,8 +222,8 @@ def merge_opts(cfg: CN, opts: Sequence[Any]) -> None:
     cfg.merge_from_list(list(opts))
 
 
-def _keys(cfg: CN, prefix: str = "") -> Iterator[str]:
+def _items(cfg: CN, prefix: str = "") -> Iterator[tuple[str, Any]]:
     for name, value in cfg.items():
-        yield prefix + name
+        yield prefix + name, value
         if isinstance(value, CN):
-            yield from _keys(value, f"{prefix}{name}.")
+            yield from _items(value, f"{prefix}{name}.")

@@ -15,7 +15,7 @@ from mask_former.checkpoint import describe, described_config, resolve
 from mask_former.config import load_config
 from mask_former.conversion.backbones import describe_backbone
 from mask_former.conversion.inspection import describe_source, fit_report
-from mask_former.conversion.sources import TITLES, Source, read_source
+from mask_former.conversion.sources import TITLES, SourceWeights, read_source
 from mask_former.conversion.targets import target_of, write_checkpoint, write_hugging_face, write_published
 from mask_former.conversion.verify import compare_backbone, compare_model
 
@@ -82,7 +82,7 @@ def _with_common(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     return parser
 
 
-def configuration(source: Source, config_file: str | None, opts: Sequence[str]) -> CfgNode | None:
+def configuration(source: SourceWeights, config_file: str | None, opts: Sequence[str]) -> CfgNode | None:
     """Return the configuration of a model: the file given, else what the weights say; None for neither."""
     if config_file or opts:
         return load_config(config_file, opts)
@@ -95,7 +95,7 @@ def configuration(source: Source, config_file: str | None, opts: Sequence[str]) 
     return described_config(source.metadata)
 
 
-def class_names_of(source: Source, cfg: CfgNode) -> list[str]:
+def class_names_of(source: SourceWeights, cfg: CfgNode) -> list[str]:
     """Return the names of the classes: the file's, else those of the configuration's data set."""
     if len(source.names) == cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES:
         return source.names
@@ -130,7 +130,7 @@ def _local(name: str) -> Path:
     return Path(name) if Path(name).is_dir() else resolve(name)
 
 
-def _write_folder(source: Source, cfg: CfgNode | None, arguments: argparse.Namespace) -> None:
+def _write_folder(source: SourceWeights, cfg: CfgNode | None, arguments: argparse.Namespace) -> None:
     if source.is_backbone or cfg is None:
         reason = "holds a backbone alone" if source.is_backbone else "does not hold its configuration"
         raise ValueError(
@@ -142,7 +142,7 @@ def _write_folder(source: Source, cfg: CfgNode | None, arguments: argparse.Names
     write_hugging_face(source.state, cfg, names, ignore, arguments.reduce_labels, arguments.target)
 
 
-def _metadata(source: Source, cfg: CfgNode | None, arguments: argparse.Namespace) -> dict[str, object]:
+def _metadata(source: SourceWeights, cfg: CfgNode | None, arguments: argparse.Namespace) -> dict[str, object]:
     if cfg is None or source.is_backbone:
         metadata = dict(source.metadata)
     else:
@@ -152,7 +152,7 @@ def _metadata(source: Source, cfg: CfgNode | None, arguments: argparse.Namespace
     return {**metadata, "license": arguments.licence or metadata.get("license", "")}
 
 
-def _verify(source: Source, cfg: CfgNode | None, path: Path, target: Path) -> list[str]:
+def _verify(source: SourceWeights, cfg: CfgNode | None, path: Path, target: Path) -> list[str]:
     if source.kind in ("resnet", "swin_release", "timm_swin"):
         difference, where = compare_backbone(source.kind, source.original, source.state, load_config())
     elif source.kind == "hugging_face" or target.is_dir():

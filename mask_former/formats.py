@@ -35,23 +35,31 @@ MAX_SEGMENT_ID = 256**3 - 1
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, *, flush: bool = True) -> Iterator[Path]:
     """Give a temporary path to write to, and rename it to `path` at the end of the `with` block.
 
     At any moment, also after a loss of power, either the old file is there or the new one, complete. The
     temporary file lies beside `path`, ends in ".partial", and is removed where writing fails.
+
+    Args:
+        path: the file to write.
+        flush: wait until the data are on the disk; False for the many small files of a folder, which only a
+            loss of power can then leave incomplete.
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    _remove_stale(path)
+    if flush:
+        _remove_stale(path)
     try:
         yield partial
-        _flush(partial)
+        if flush:
+            _flush(partial)
         os.replace(partial, path)
     except BaseException:
         with suppress(OSError):
             partial.unlink(missing_ok=True)
         raise
-    _flush(path.parent)
+    if flush:
+        _flush(path.parent)
 
 
 def _flush(path: Path) -> None:
@@ -201,6 +209,46 @@ def _decode(path: str | Path, header_only: bool = False) -> Image.Image:
         raise ValueError(
             f"{path} cannot be read as a picture ({error}). Replace the file, or take it out of the data set."
         ) from error
+
+
+def read_json(path: str | Path, keys: Sequence[str] = ()) -> Any:
+    """Return the content of a JSON file; with `keys`, an object that has them."""
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(
+            f"{path}: is not JSON ({error}); the file may be cut short: get it again."
+        ) from error
+    missing = [key for key in keys if not isinstance(content, dict) or key not in content]
+    if missing:
+        raise ValueError(
+            f"{path} lacks {', '.join(map(repr, missing))}: it is not a label file of this kind."
+        )
+    return content
+
+
+def panoptic_annotations(content: Mapping[str, Any], path: str | Path) -> dict[Any, dict[str, Any]]:
+    """Return the annotations of a JSON file in COCO's panoptic form by image id; there is at least one.
+
+    Args:
+        content: of the file, with "annotations".
+        path: of the file, for messages.
+    """
+    annotations: dict[Any, dict[str, Any]] = {}
+    for annotation in content["annotations"]:
+        missing = [key for key in ("image_id", "file_name", "segments_info") if key not in annotation]
+        if missing:
+            raise ValueError(
+                f"{path}: an annotation lacks {', '.join(map(repr, missing))}; it has {list(annotation)}."
+            )
+        if annotation["image_id"] in annotations:
+            raise ValueError(
+                f"{path}: image id {annotation['image_id']!r} has two annotations; keep one of them."
+            )
+        annotations[annotation["image_id"]] = annotation
+    if not annotations:
+        raise ValueError(f"{path}: the list 'annotations' is empty; expected one for each picture.")
+    return annotations
 
 
 def load_classes(table: str | Path) -> list[dict[str, Any]]:

@@ -2,10 +2,15 @@
 
 import logging
 import os
+import sys
+from pathlib import Path
 
 # Tests run side by side, and start processes of their own: with more threads they would only wait for each
 # other. Before torch is imported anywhere.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# The programs of demo/ import their siblings by plain name, as from the folder of a script.
+sys.path.append(str(Path(__file__).parent.parent / "demo"))
 
 import pytest
 

@@ -10,8 +10,11 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import small_predictors
+import tiny_runs
 import torch
 import yaml
+from detectron2.data import MetadataCatalog
 from detectron2.modeling import build_model
 from tiny_models import NUM_CLASSES, TINY, tiny_config
 
@@ -19,6 +22,8 @@ import mask_former  # noqa: F401  (fills the registries)
 from mask_former.checkpoint import Checkpointer, describe, described_config, flat_metrics, read_checkpoint
 from mask_former.checkpoint.fitting import fit_weights, resized_bias_table
 from mask_former.config import load_config
+from mask_former.engine import Trainer
+from mask_former.prediction.predictor import Predictor
 
 TESTS = Path(__file__).resolve().parent
 CLASSES = ["wall", "sky", "tree", "car", "dog"]
@@ -320,6 +325,70 @@ def test_a_file_of_which_nothing_fits_is_an_error(tmp_path):
         load(tmp_path / "m.pth", model())
 
 
+@pytest.mark.parametrize("resume", [True, False])
+def test_all_rows_are_loaded_as_they_are_to_evaluate_and_to_resume(tmp_path, resume, caplog):
+    source, target = model(0), model(1)
+    Checkpointer(source, str(tmp_path), metadata={"class_names": CLASSES}).save("m")
+    checkpointer = Checkpointer(target, str(tmp_path), metadata={"class_names": ["a", "b", "c", "d", "wall"]})
+    checkpointer.resume_or_load(str(tmp_path / "m.pth"), resume=resume)
+    assert_same(source.state_dict(), target.state_dict())
+    assert checkpointer.report.is_complete
+    (warning,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert "names its classes wall, sky, tree, car and 1 more, the data set a, b, c, d and 1 more" in warning
+
+
+def test_training_from_weights_carries_rows_by_name(tmp_path):
+    cfg = tiny_runs.tiny_config(tmp_path)
+    (tmp_path / "output").mkdir()
+    names = [*MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).stuff_classes]
+    trainer = Trainer(cfg)
+    trainer.checkpointer.metadata["class_names"] = names[::-1]
+    trainer.checkpointer.save("other")
+    rows = trainer.model.state_dict()["sem_seg_head.predictor.class_embed.weight"].clone()
+    cfg.MODEL.WEIGHTS = str(tmp_path / "output" / "other.pth")
+    second = Trainer(cfg)
+    second.resume_or_load(resume=False)
+    assert names != names[::-1]
+    carried = second.model.state_dict()["sem_seg_head.predictor.class_embed.weight"]
+    assert torch.equal(carried[:-1], rows[:-1].flip(0))
+
+
+def test_a_description_is_of_the_model_and_not_of_the_machine(tmp_path, monkeypatch):
+    cfg = config(OUTPUT_DIR="/home/me/run", MODEL__WEIGHTS="/home/me/R-18.pkl")
+    text = describe(cfg)["config"]
+    assert cfg.MODEL.DEVICE == "cpu"
+    assert not [key for key in ("DEVICE", "OUTPUT_DIR", "/home/me") if key in text]
+    # Files of earlier versions have these keys; on a machine with a GPU the model is built there.
+    early = {"config": cfg.dump()}
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for metadata in (early, describe(cfg)):
+        assert described_config(metadata).MODEL.DEVICE == "cuda"
+        assert described_config(metadata).MODEL.WEIGHTS == load_config().MODEL.WEIGHTS
+        assert described_config(metadata).MODEL.MASK_FORMER.NUM_OBJECT_QUERIES == 7
+
+
+def test_a_description_of_a_newer_version_is_refused():
+    metadata = {**describe(tiny_config()), "format": 2}
+    with pytest.raises(ValueError, match="newer version of mask_former: update it"):
+        described_config(metadata)
+
+
+def test_every_field_of_a_description_is_read():
+    readers = "".join(file.read_text() for file in (TESTS.parent / "mask_former").rglob("*.py"))
+    for field in describe(tiny_config()):
+        assert re.search(rf"""(get\(|\[|: str = |DATASET_IDS = )"{field}\"""", readers), field
+
+
+def test_names_that_end_like_caffe2s_are_loaded_as_they_are(tmp_path):
+    own = torch.nn.Module()
+    own.attn = torch.nn.Module()
+    own.attn.rel_pos_w = torch.nn.Parameter(torch.zeros(3))
+    torch.save({"attn.rel_pos_w": torch.ones(3)}, tmp_path / "sam.pth")
+    assert load(tmp_path / "sam.pth", own).is_complete
+    assert own.attn.rel_pos_w.tolist() == [1, 1, 1]
+    assert "__author__" not in read_checkpoint(tmp_path / "sam.pth")
+
+
 @pytest.mark.parametrize("new", [["car", "cat", "wall"], ["dog", "car", "tree", "sky", "wall"]])
 def test_class_rows_follow_their_names(tmp_path, new):
     source, target = model(0), built(MODEL__SEM_SEG_HEAD__NUM_CLASSES=len(new))
@@ -461,17 +530,17 @@ def test_class_names_of_another_kind_are_not_used(tmp_path, names):
 KILL_WRITERS = """
 import os, random, signal, sys, time, torch
 from pathlib import Path
-from mask_former.checkpoint.atomic_writing import save_atomically
+from mask_former.checkpoint.writing import save_torch
 file, draws = Path(sys.argv[1]), random.Random(5)
 def content(number):
     return {"number": number, "data": torch.full((300_000,), float(number))}
-save_atomically(content(0), file)
+save_torch(content(0), file)
 for kill in range(20):
     number = torch.load(file)["number"]
     child = os.fork()
     while child == 0:
         number += 1
-        save_atomically(content(number), file)
+        save_torch(content(number), file)
     time.sleep(draws.uniform(0.005, 0.1))
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
@@ -492,3 +561,23 @@ def test_killing_the_writer_at_any_moment_leaves_a_whole_file(tmp_path):
     assert all(int(written) >= 0 for written, _, _ in rows)
     assert int(rows[-1][0]) + int(rows[-2][0]) + int(rows[-3][0]) > 0  # writers did write
     assert int(rows[-1][2]) > 3  # and some were killed in the middle of it
+
+
+@pytest.mark.parametrize("door", ["from_checkpoint", "from_config"])
+def test_a_predictor_reads_its_file_once(tmp_path, door):
+    file = small_predictors.write_checkpoint(tmp_path)
+    loads = []
+
+    def profile(frame, event, _):
+        if event == "call" and frame.f_code is torch.load.__code__:
+            loads.append(frame.f_locals["f"])
+
+    sys.setprofile(profile)
+    try:
+        if door == "from_checkpoint":
+            Predictor.from_checkpoint(file)
+        else:
+            Predictor.from_config(small_predictors.small_config(), file)
+    finally:
+        sys.setprofile(None)
+    assert len(loads) == 1

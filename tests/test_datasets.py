@@ -14,7 +14,7 @@ from detectron2.data.datasets.coco_panoptic import load_coco_panoptic_json
 from PIL import Image
 
 from mask_former.data import datasets, own_data
-from mask_former.data.panoptic_labels import panoptic_metadata
+from mask_former.data.coco import panoptic_metadata
 from mask_former.formats import CLASS_TABLES, distinct_colors, load_classes
 
 ADE20K_STUFF = (
@@ -229,6 +229,40 @@ def test_registration_before_detectron2s_own_import_gives_the_same_and_expands_t
         f"{home}/coco/val2017",
         f"{home}/mapillary_vistas/validation/images",
     ]
+
+
+def test_a_name_that_the_user_registered_stays_the_users(tmp_path):
+    program = f"""
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import register_coco_instances
+
+entries = [{{"file_name": "mine.jpg"}}]
+for name in ("shapes_panoptic_train", "ade20k_sem_seg_train", "mapillary_vistas_sem_seg_val"):
+    DatasetCatalog.pop(name, None)
+    MetadataCatalog.pop(name, None)
+    DatasetCatalog.register(name, lambda: entries)
+    MetadataCatalog.get(name).set(stuff_classes=["mine"])
+for catalog in (DatasetCatalog, MetadataCatalog):
+    catalog.remove("coco_2017_train")
+register_coco_instances("coco_2017_train", {{}}, "{tmp_path}/mine.json", "{tmp_path}")
+
+import mask_former.data
+
+for name in ("shapes_panoptic_train", "ade20k_sem_seg_train", "mapillary_vistas_sem_seg_val"):
+    assert DatasetCatalog.get(name) == entries, name
+    assert MetadataCatalog.get(name).stuff_classes == ["mine"], name
+assert MetadataCatalog.get("coco_2017_train").json_file == "{tmp_path}/mine.json"
+assert MetadataCatalog.get("coco_2017_val").thing_dataset_id_to_contiguous_id[90] == 79
+mask_former.data.datasets.register_all("{tmp_path}")
+assert DatasetCatalog.get("ade20k_sem_seg_train") == entries
+"""
+    run = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", program],
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stderr
 
 
 def test_registering_again_moves_the_data_sets_but_keeps_metadata_objects(root, tmp_path):

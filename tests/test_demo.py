@@ -1,48 +1,52 @@
 """demo/demo.py: every flag, hostile inputs, `make demo`. With a small real model that knows nothing."""
 
 import csv
-import importlib.util
 import json
 import os
 import re
 import resource
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from contextlib import contextmanager
+from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import tiny_runs
 import torch
+import walkthrough
 from detectron2.data import MetadataCatalog
 from detectron2.modeling import build_model
+from picture_demo import build_predictor, needed_tasks, predict_pictures
 from PIL import Image
 from pycocotools.coco import COCO
+from small_predictors import picture as blobs
+from small_predictors import write_checkpoint
+from video_demo import Pace, SteadyColors, instances_as_segments
+from video_files import VideoReader, VideoWriter
 
+import demo
 from mask_former.checkpoint import Checkpointer, describe
-from mask_former.data.shapes_drawing import class_table, draw_scene
-from mask_former.demonstration import PredictorRecipe, needed_tasks, predict_pictures, walkthrough
-from mask_former.demonstration.video import VideoReader, VideoWriter
-from mask_former.demonstration.video_prediction import Pace, SteadyColors, flattened
+from mask_former.data.shapes.drawing import draw_scene, shape_classes
 from mask_former.engine import Trainer
 from mask_former.evaluation.__main__ import main as evaluate
 from mask_former.prediction.predictor import Predictor
-from mask_former.prediction.results import InstanceResults, Result, segments_of_map
+from mask_former.prediction.results import Result
+from mask_former.prediction.values import InstanceResults, segments_of_map
 
 DEMO = tiny_runs.ROOT / "demo" / "demo.py"
+# Of the configuration of small_predictors.
+OVERLAP = 0.2
 KINDS = "overlay,labels,panoptic,coco,csv"
 # A model that knows nothing is sure of nothing.
 KEEP_ALL = (
     *("MODEL.MASK_FORMER.TEST.OBJECT_MASK_THRESHOLD", "0.0"),
     *("MODEL.MASK_FORMER.TEST.OVERLAP_THRESHOLD", "0.0"),
 )
-
-specification = importlib.util.spec_from_file_location("demo_program", DEMO)
-demo = importlib.util.module_from_spec(specification)
-specification.loader.exec_module(demo)
 
 
 @pytest.fixture(scope="module")
@@ -147,6 +151,80 @@ def test_batches_and_threshold_and_classes(run, made, tmp_path):
     ]
 
 
+def decided_rows(folder, *options):
+    """The table of segments of one picture from a model that is sure of classes and masks."""
+    command = ["--weights", str(folder / "model.pth"), "--input", str(folder / "blobs.png"), "--save", "csv"]
+    assert demo.main([*command, "--output", str(folder / "out"), *map(str, options)]) == 0
+    rows = {(row["name"], round(float(row["score"]), 3), int(row["area"])) for row in rows_of(folder / "out")}
+    shutil.rmtree(folder / "out")
+    return rows
+
+
+def published_segments(predictor, file, threshold):
+    """(name, score, area) of panoptic segments by the published rule."""
+    result = predictor([str(file)], return_logits=True)[0]
+    logits = result.logits
+    size = {"mode": "bilinear", "align_corners": False}
+    masks = torch.nn.functional.interpolate(logits.mask_logits[None], logits.sizes.padded, **size)
+    masks = masks[..., : logits.sizes.image[0], : logits.sizes.image[1]]
+    masks = torch.nn.functional.interpolate(masks, logits.sizes.output, **size)[0].sigmoid()
+    scores, classes = logits.class_logits.softmax(-1).max(-1)
+    chosen = (classes < len(predictor.classes)) & (scores > threshold)
+    masks, scores, classes = masks[chosen], scores[chosen], classes[chosen]
+    winner = (scores[:, None, None] * masks).argmax(0)
+    segments, stuff = [], {}
+    for query, (score, label) in enumerate(zip(scores.tolist(), classes.tolist(), strict=True)):
+        own = winner == query
+        mask_area = int((masks[query] >= 0.5).sum())
+        if not own.any() or mask_area == 0 or int(own.sum()) / mask_area < OVERLAP:
+            continue
+        if predictor.classes.is_thing[label]:
+            segments.append([label, score, int(own.sum())])
+        elif label in stuff:
+            stuff[label][1:] = max(stuff[label][1], score), stuff[label][2] + int(own.sum())
+        else:
+            stuff[label] = [label, score, int(own.sum())]
+    return {(predictor.classes.names[c], round(s, 3), a) for c, s, a in [*segments, *stuff.values()]}
+
+
+def test_thresholds_classes_and_sizes_give_the_segments_of_the_published_rule(tmp_path):
+    write_checkpoint(tmp_path)
+    Image.fromarray(blobs(60, 90)).save(tmp_path / "blobs.png")
+    predictor = Predictor.from_checkpoint(tmp_path / "model.pth")
+    every = published_segments(predictor, tmp_path / "blobs.png", 0.3)
+    assert len(every) > 1
+    assert decided_rows(tmp_path) == every
+    threshold = sorted(score for _, score, _ in every)[len(every) // 2] - 0.0005
+    sure = published_segments(predictor, tmp_path / "blobs.png", threshold)
+    assert sure != every
+    assert decided_rows(tmp_path, "--confidence-threshold", threshold) == sure
+    name = sorted(every)[0][0]
+    assert decided_rows(tmp_path, "--classes", name) == {row for row in every if row[0] == name}
+    larger = Predictor.from_checkpoint(tmp_path / "model.pth", opts=["INPUT.MIN_SIZE_TEST", 96])
+    resized = published_segments(larger, tmp_path / "blobs.png", 0.3)
+    assert resized != every
+    assert decided_rows(tmp_path, "--opts", "INPUT.MIN_SIZE_TEST", "96") == resized
+
+
+def test_frames_of_a_video_give_the_segments_of_the_same_pictures(run, made, tmp_path):
+    with VideoReader(made / "walk.mp4") as video:
+        for number, frame in enumerate(video, start=1):
+            (tmp_path / "frames").mkdir(exist_ok=True)
+            Image.fromarray(frame).save(tmp_path / "frames" / f"walk_{number:06d}.png")
+    options = ("--save", "overlay,csv", "--batch", "2")
+    assert run("--video-input", made / "walk.mp4", "--output", "of_video", *options) == 0
+    assert run("--input", "frames", "--output", "of_pictures", *options) == 0
+    of_video, of_pictures = (
+        [
+            (Path(row["image"]).stem, row["name"], row["score"][:5], row["area"])
+            for row in rows_of(tmp_path / folder)
+        ]
+        for folder in ("of_video", "of_pictures")
+    )
+    assert of_video == of_pictures
+    assert len({row[0] for row in of_video}) == 6
+
+
 def test_config_file_and_opts(made, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     command = ["--weights", str(made / "weights.pth"), "--config-file", str(made / "config.yaml")]
@@ -249,7 +327,7 @@ def test_panoptic_files_are_what_the_model_says(made, run, tmp_path):
             np.asarray(Image.open(tmp_path / "out/panoptic" / found["file_name"]), int), -1, 0
         )
         np.testing.assert_array_equal(red + 256 * green + 65536 * blue, expected.numpy())
-        ids = [category["id"] for category in class_table()]
+        ids = [category["id"] for category in shape_classes()]
         classes = {info["id"]: ids[info["category_id"]] for info in infos}
         assert {info["id"]: info["category_id"] for info in found["segments_info"]} == classes
 
@@ -384,7 +462,7 @@ def result_of(classes, boxes, table, height=40, width=60):
 
 @pytest.fixture
 def table(made):
-    return PredictorRecipe(weights=str(made / "model.pth"))().classes
+    return build_predictor(weights=str(made / "model.pth")).classes
 
 
 def test_colours_stay_with_a_segment_when_ids_change(table):
@@ -406,7 +484,7 @@ def test_instances_alone_are_drawn_best_in_front(table):
         scores=np.array([0.9, 0.7, 0.2], np.float32),
         areas=masks.sum((1, 2)),
     )
-    flat = flattened(Result("f", 20, 30, table, instances=found), 0.5)
+    flat = instances_as_segments(Result("f", 20, 30, table, instances=found), 0.5)
     assert [(s.category_id, s.area) for s in flat.segments] == [(2, 100), (0, 75)]
     assert flat.panoptic[7, 7] == 1
 
@@ -554,7 +632,7 @@ def test_a_folder_that_may_not_be_read_is_named(tmp_path):
         folder.chmod(0o755)  # pytest's own folders are closed to others
     try:
         with nobody():
-            outcome = predict_pictures(PredictorRecipe(weights="unused.pth"), [str(closed)], tmp_path / "out")
+            outcome = predict_pictures(build_predictor, [str(closed)], tmp_path / "out")
     finally:
         closed.chmod(0o700)
     assert len(outcome.skipped) == 1
@@ -624,7 +702,7 @@ def test_the_walk_goes_on_where_it_was_stopped(tmp_path, monkeypatch, capsys):
     with monkeypatch.context() as patched:
         patched.setattr(Trainer, "test", stop)
         assert walkthrough.main(command) == 130
-    assert "goes on from here" in capsys.readouterr().err
+    assert "continues from here" in capsys.readouterr().err
     assert (output / "model_final.pth").is_file()
     assert not (output / "gallery").exists()
 

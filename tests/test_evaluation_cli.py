@@ -223,15 +223,18 @@ def panoptic_error(capsys, tmp_path, change):
             lambda truth: truth["annotations"].append(truth["annotations"][1]),
             "panoptic_val.json: image id 1 has two",
         ),
-        (lambda truth: truth["annotations"].clear(), "panoptic_val.json: expected panoptic JSON with a list"),
+        (lambda truth: truth["annotations"].clear(), "panoptic_val.json: the list 'annotations' is empty"),
         (lambda truth: truth["annotations"][2]["segments_info"].pop(), "2.png: ground truth: the map holds"),
         (lambda truth: truth["categories"].pop(), "0.png: category ids [12] are none"),
-        (lambda truth: truth.pop("categories"), "holds no 'categories'"),
+        (lambda truth: truth.pop("categories"), "panoptic_val.json lacks 'categories'"),
         (
             lambda truth: truth["annotations"][0].update(image_id=77),
             "1 of 4 true pictures have no prediction",
         ),
-        (lambda truth: truth["annotations"][0].pop("file_name"), "an annotation has no file_name"),
+        (
+            lambda truth: truth["annotations"][0].pop("file_name"),
+            "panoptic_val.json: an annotation lacks 'file_name'",
+        ),
     ],
 )
 def test_faulty_panoptic_truth_is_reported_in_one_line(shapes, tmp_path, capsys, change, message):

@@ -14,7 +14,7 @@ from mask_former.engine import launch
 from mask_former.evaluation import (
     PanopticCounts,
     PanopticEvaluator,
-    Segments,
+    PanopticSegments,
     count_picture,
     panoptic_scores,
     segments_from_info,
@@ -27,7 +27,7 @@ IS_THING = np.array([True, True, False, False])
 
 def segments(ids, classes, crowd=None):
     crowd = [False] * len(ids) if crowd is None else crowd
-    return Segments(np.array(ids, np.int64), np.array(classes, np.int64), np.array(crowd, bool))
+    return PanopticSegments(np.array(ids, np.int64), np.array(classes, np.int64), np.array(crowd, bool))
 
 
 def count_with_sets(target_map, target, predicted_map, predicted, num_classes):

@@ -15,7 +15,7 @@ from PIL import Image
 from mask_former.evaluation import (
     SemanticCounts,
     SemanticEvaluator,
-    semantic_scores,
+    semantic_quality,
 )
 from mask_former.formats import id_to_rgb
 
@@ -85,21 +85,21 @@ def test_label_maps_score_as_the_score_maps_they_come_from(make_dataset, dtype):
 
 def test_class_that_is_predicted_but_never_true_is_not_in_the_mean():
     confusion = np.array([[6, 2, 0], [0, 0, 0], [0, 0, 0]])
-    scores = semantic_scores(confusion, ["a", "b"])
+    scores = semantic_quality(confusion, ["a", "b"])
     assert scores["mIoU"] == scores["IoU-a"] == 75
     assert math.isnan(scores["IoU-b"])
 
 
 def test_pixels_given_no_class_count_as_missed_but_as_no_mistake_of_another_class():
     confusion = np.array([[3, 0, 1], [0, 4, 4], [0, 0, 9]])  # the last column is no class
-    scores = semantic_scores(confusion, ["a", "b"])
+    scores = semantic_quality(confusion, ["a", "b"])
     assert scores["IoU-a"] == 75
     assert scores["IoU-b"] == 50
     assert scores["pACC"] == pytest.approx(100 * 7 / 12)
 
 
 def test_no_labelled_pixel_gives_undefined_scores_without_a_warning(recwarn):
-    scores = semantic_scores(np.zeros((3, 3), np.int64), ["a", "b"])
+    scores = semantic_quality(np.zeros((3, 3), np.int64), ["a", "b"])
     assert all(math.isnan(value) for value in scores.values())
     assert not recwarn.list
 

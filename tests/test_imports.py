@@ -21,7 +21,8 @@ ALLOWED = {
     "modeling.structures": set(),
     "modeling.losses": set(),
     "modeling.transformer": set(),
-    "modeling.swin": set(),
+    "modeling.window_attention": {"modeling.transformer"},
+    "modeling.swin": {"modeling.window_attention"},
     "modeling.recomputing": {"modeling.swin", "modeling.transformer"},
     "modeling.targets": {"modeling.structures"},
     "modeling.points": {"modeling.losses"},
@@ -30,7 +31,7 @@ ALLOWED = {
     "modeling.pixel_decoder": {"modeling.transformer", "modeling.structures"},
     "modeling.transformer_decoder": {"modeling.transformer", "modeling.structures"},
     "modeling.head": {"modeling.pixel_decoder", "modeling.transformer_decoder", "modeling.structures"},
-    "modeling.per_pixel": {"modeling.pixel_decoder", "modeling.transformer_decoder", "modeling.head"},
+    "modeling.per_pixel": {"modeling.pixel_decoder", "modeling.head"},
     "modeling.mask_former": {
         *("modeling.criterion", "modeling.matcher", "modeling.structures", "modeling.targets"),
         "inference",
@@ -53,13 +54,9 @@ ALLOWED = {
         *("engine", "config", "checkpoint", "data", "evaluation", "inference", "prediction"),
         *("solver", "modeling.build", "modeling.recomputing", "formats"),
     },
-    "demonstration": {
-        *("demonstration", "prediction", "model_zoo", "config", "checkpoint", "engine"),
-        *("data.root", "formats"),
-    },
     "benchmark": {
         *("benchmark", "config", "model_zoo", "conversion", "inference"),
-        *("modeling", "data", "evaluation", "formats", "solver"),
+        *("modeling", "data", "evaluation", "formats", "solver", "engine.hooks"),
     },
 }
 BANNED = {"torchvision", "timm", "transformers"}

@@ -209,6 +209,20 @@ def test_ignore_label_of_the_entry_wins_and_leaves_as_that_of_the_model(entry):
         build_train_mapper(cfg)({**entry, "ignore_label": 255})
 
 
+def test_sixteen_bit_label_whose_void_would_become_a_class_is_refused_before_training(entry, tmp_path):
+    label = np.resize(np.array([300, 65535, 255, 0], np.uint16), (HEIGHT, WIDTH))
+    Image.fromarray(label).save(tmp_path / "deep.png")
+    deep = {**entry, "sem_seg_file_name": str(tmp_path / "deep.png")}
+    keys = ("MODEL.SEM_SEG_HEAD.NUM_CLASSES", 847, "MODEL.SEM_SEG_HEAD.IGNORE_VALUE")
+    MetadataCatalog.get("ignore_65535_for_test").ignore_label = 65535
+    train = ("DATASETS.TRAIN", ("ignore_65535_for_test",))
+    with pytest.raises(ValueError, match=r"IGNORE_VALUE is 255, which is also one of the 847 classes.*65535"):
+        build_train_mapper(config("mask_former_semantic", *keys, 255, *train))
+    sample = build_train_mapper(config("mask_former_semantic", *keys, 65535, *train))(deep)
+    assert set(sample["sem_seg"].unique().tolist()) <= {0, 255, 300, 65535}
+    assert set(sample["instances"].gt_classes.tolist()) <= {0, 255, 300}
+
+
 def test_ignore_label_comes_from_the_metadata_where_training_sets_agree(entry):
     MetadataCatalog.get("ignore_65_for_test").ignore_label = 65
     MetadataCatalog.get("ignore_66_for_test").ignore_label = 66
@@ -273,6 +287,22 @@ def test_entry_without_its_label_is_refused_by_name(entry, name, key):
     del entry[key]
     with pytest.raises(ValueError, match=rf"picture\.jpg has no '{key}'.*INPUT\.DATASET_MAPPER_NAME"):
         build_train_mapper(config(name))(entry)
+
+
+@pytest.mark.parametrize("mode", ["P", "RGBA"])
+def test_panoptic_file_that_the_evaluators_refuse_is_refused_in_training(entry, mode):
+    panoptic = Image.open(entry["pan_seg_file_name"])
+    panoptic.convert(mode).save(entry["pan_seg_file_name"])
+    with pytest.raises(ValueError, match=rf"panoptic\.png: expected an RGB .* found mode {mode}"):
+        build_train_mapper(config("mask_former_panoptic"))(entry)
+
+
+def test_one_bit_label_has_classes_zero_and_one(entry):
+    bits = np.arange(HEIGHT * WIDTH).reshape(HEIGHT, WIDTH) % 5 == 0
+    Image.fromarray(bits).save(entry["sem_seg_file_name"])
+    sample = build_train_mapper(config("mask_former_semantic"))(entry)
+    assert set(sample["sem_seg"].unique().tolist()) <= {0, 1, 255}
+    assert sample["instances"].gt_classes.tolist() == [0, 1]
 
 
 @pytest.mark.parametrize("name", ["mask_former_semantic", "mask_former_panoptic"])

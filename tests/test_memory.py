@@ -8,11 +8,11 @@ import pytest
 
 PEAK = """
 import json, torch
-from mask_former.benchmark.timing import peak_memory
+from mask_former.engine.hooks import peak_memory
 device = torch.device("cpu")
-before = peak_memory(device)
+before = peak_memory()
 {work}
-print(json.dumps([before, peak_memory(device)]))
+print(json.dumps([before / 2**20, peak_memory() / 2**20]))
 """
 
 LABEL_MAP = """
@@ -26,7 +26,7 @@ semantic_labels(class_logits, masks, Sizes((480, 720), (480, 700), (480, 700)))
 """
 
 TRAINING_STEP = """
-from mask_former.benchmark.timing import Stopwatch
+from mask_former.benchmark.measuring import Stopwatch
 from mask_former.benchmark.training_speed import backpropagated_loss
 from mask_former.modeling.criterion import SetCriterion
 from mask_former.modeling.matcher import HungarianMatcher

@@ -4,11 +4,12 @@ import copy
 
 import pytest
 import torch
-from detectron2.layers import FrozenBatchNorm2d
+from detectron2.layers import Conv2d, FrozenBatchNorm2d
 from detectron2.modeling import build_model
 from tiny_models import picture_of, tiny_config
 from torch import nn
 
+from mask_former.modeling.pixel_decoder import PIXEL_DECODER_REGISTRY, BasePixelDecoder, PixelFeatures
 from mask_former.modeling.preparation import _linear, fold_norms, inference_type, prepare_for_inference
 
 ENCODER = {
@@ -180,3 +181,54 @@ def test_cuda_graphs_give_the_same():
     model = model_of({}).cuda()
     fast = prepare_for_inference(model, "float32", compiled=True, cuda_graphs=True)
     assert differences(model, fast, images=1) < 1e-3
+
+
+class SharperPixelDecoder(BasePixelDecoder):
+    """A pixel decoder of a user's own, which changes what the masks are made with."""
+
+    def forward(self, features):
+        mask_features, memory = super().forward(features)
+        return PixelFeatures(mask_features.tanh() * 3, memory)
+
+
+class ScaledConv(Conv2d):
+    """A convolution of a user's own, which does something between weights and norm."""
+
+    def forward(self, x):
+        return super().forward(x * x)
+
+
+def test_subclasses_of_known_modules_stay_as_they_are():
+    PIXEL_DECODER_REGISTRY.register(SharperPixelDecoder)
+    try:
+        model = model_of({"MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME": "SharperPixelDecoder"})
+    finally:
+        del PIXEL_DECODER_REGISTRY._obj_map["SharperPixelDecoder"]
+    assert differences(model, prepare_for_inference(model, "float32")) < 1e-4
+
+
+def test_norms_that_do_not_follow_the_product_directly_stay():
+    norm = nn.BatchNorm2d(4)
+    norm.running_mean.uniform_(0.5, 1)
+    with_activation = nn.Sequential(Conv2d(3, 4, 3, activation=torch.relu), norm).eval()
+    of_a_user = nn.Sequential(ScaledConv(3, 4, 3, norm=norm)).eval()
+    picture = torch.randn(2, 3, 9, 8)
+    for sequence in (with_activation, of_a_user):
+        expected = sequence(picture)
+        fold_norms(sequence)
+        assert torch.allclose(sequence(picture), expected, atol=1e-5)
+
+
+def test_norms_without_running_statistics_stay():
+    sequence = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, track_running_stats=False)).eval()
+    picture = torch.randn(2, 3, 9, 8)
+    expected = sequence(picture)
+    assert fold_norms(sequence) == 0
+    assert torch.equal(sequence(picture), expected)
+
+
+def test_swin_is_compiled_as_one_graph_for_each_size():
+    fast = prepare_for_inference(model_of(SWIN), "float32", compiled=True)
+    batch = fast.prepare_images([picture_of(33, 70)]).tensor
+    explained = torch._dynamo.explain(fast.backbone.forward)(batch)
+    assert (explained.graph_count, explained.graph_break_count) == (1, 0)

@@ -7,15 +7,13 @@ import re
 import subprocess
 import sys
 from html.parser import HTMLParser
-from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+import run_page
 from PIL import Image
-
-from mask_former.demonstration.charts import line_chart, nice_ticks
-from mask_former.demonstration.report import main, read_metrics, write_report
-from mask_former.demonstration.video import VideoWriter
+from run_page import curve_figure, main, read_metrics, write_page
+from video_files import VideoWriter
 
 
 def picture(path, size=(31, 17), color=(200, 30, 90)):
@@ -79,11 +77,11 @@ class Addresses(HTMLParser):
 
 
 def test_page_loads_nothing_and_is_well_formed(run):
-    page = write_report(run).read_text()
+    page = write_page(run).read_text()
     parser = Addresses()
     parser.feed(page)
     assert parser.scripts == 0
-    assert len(parser.loaded) == 1 + 2 * 3 + 1  # icon, two rows, video
+    assert len(parser.loaded) == 1 + 4 + 2 * 3 + 1  # icon, curves, two rows, video
     assert all(address.startswith("data:") for address in parser.loaded)
     assert "url(" not in page
     assert "@import" not in page
@@ -91,18 +89,18 @@ def test_page_loads_nothing_and_is_well_formed(run):
 
 
 def test_page_shows_scores_classes_curves_and_recipe(run):
-    page = write_report(run).read_text()
+    page = write_page(run).read_text()
     assert "<b>61.2</b>PQ" in page
     assert "<b>70.0</b>mIoU" in page
     assert "mask AP</th>" not in page  # it was NaN
     assert re.search(r"<td>t-shirt &lt;x&gt;</td><td>87\.5.*<td>star</td><td>12\.5", page)
-    assert page.count("<svg") == 4
+    assert page.count('src="data:image/svg+xml;base64,') == 4
     assert "a run &amp; more: MaskFormer" in page
     assert "11 classes; trained on shapes_panoptic_train; 40 of 40 iterations of 8 pictures" in page
 
 
 def test_video_is_a_picture_that_moves_at_its_rate(run):
-    page = write_report(run).read_text()
+    page = write_page(run).read_text()
     source = re.search(r'<img src="data:image/webp;base64,([^"]+)" alt="moves.mp4: 5 frames at 12', page)
     moving = Image.open(io.BytesIO(base64.b64decode(source.group(1))))
     assert (moving.n_frames, moving.size) == (5, (64, 48))
@@ -114,12 +112,12 @@ def test_video_is_a_picture_that_moves_at_its_rate(run):
 @pytest.mark.parametrize("name", ["metrics.json", "config.yaml", "gallery/000001_truth.png", "moves.mp4"])
 def test_page_does_without_any_one_file(run, name):
     (run / name).unlink()
-    assert "<h2>Pictures</h2>" in write_report(run).read_text()
+    assert "<h2>Pictures</h2>" in write_page(run).read_text()
 
 
 def test_video_that_cannot_be_read_is_left_out(run, caplog):
     (run / "broken.avi").write_bytes(b"no video")
-    page = write_report(run).read_text()
+    page = write_page(run).read_text()
     assert "broken.avi" not in page
     assert "broken.avi cannot be read as a video" in caplog.text
 
@@ -146,44 +144,26 @@ def test_folder_without_a_run_is_refused_in_one_line(tmp_path, capsys):
     assert "is no folder" in capsys.readouterr().err
 
 
-def test_runs_as_a_module(run):
-    command = [sys.executable, "-W", "ignore", "-m", "mask_former.demonstration.report", str(run)]
+def test_runs_as_a_program(run):
+    command = [sys.executable, "-W", "ignore", run_page.__file__, str(run)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout) == (0, f"{run / 'index.html'}\n")
 
 
-def polyline(svg):
-    return [tuple(map(float, point.split(","))) for point in svg.find("{*}polyline").get("points").split()]
+def test_curves_hold_the_finite_values():
+    records = [
+        {"iteration": k, "a": value} for k, value in ((0, 1.0), (10, 3.0), (30, 2.0), (40, float("nan")))
+    ]
+    (line,) = curve_figure({"a": "loss"}, records).axes[0].lines
+    assert line.get_xydata().tolist() == [[0, 1], [10, 3], [30, 2]]
 
 
-def test_line_rises_where_values_rise_and_spans_the_data():
-    points = [(0, 1.0), (10, 3.0), (30, 2.0), (40, float("nan"))]
-    svg = ElementTree.fromstring(line_chart({"a": points}, "t").replace("<svg ", '<svg xmlns="x" ', 1))
-    (x0, y0), (x1, y1), (x2, y2) = polyline(svg)
-    assert (x1 - x0) / (x2 - x0) == pytest.approx(1 / 3, abs=0.01)  # pixels are rounded
-    assert (y0 - y2) / (y0 - y1) == pytest.approx(1 / 2, abs=0.01)
-    assert y1 < y0  # up is less in SVG
-
-
-def test_names_are_escaped_and_one_point_is_a_dot():
-    drawn = line_chart({"<a>": [(5, 2.0)], "b": [(1, 1.0), (2, 2.0)]}, 'a "title"')
-    svg = ElementTree.fromstring(drawn.replace("<svg ", '<svg xmlns="x" ', 1))
-    assert len(svg.findall("{*}circle")) == len(svg.findall("{*}polyline")) == 1
-    assert "<a>" in [text.text for text in svg.findall("{*}text")]
+def test_one_point_is_a_dot_and_several_curves_have_a_legend():
+    records = [{"iteration": 1, "b": 1.0}, {"iteration": 2, "a": 2.0, "b": 2.0}]
+    (axes,) = curve_figure({"a": "<a>", "b": "b"}, records).axes
+    assert [line.get_marker() for line in axes.lines] == ["o", ""]
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["<a>", "b"]
 
 
 def test_chart_without_values_is_nothing():
-    assert line_chart({"a": [], "b": [(1, float("nan"))]}, "t") == ""
-
-
-@pytest.mark.parametrize(
-    ("low", "high", "expected"),
-    [
-        (0, 13.2, [0, 5, 10, 15]),
-        (0, 0.0005, [0, 0.0001, 0.0002, 0.0003, 0.0004, 0.0005]),
-        (-3, 4, [-4, -2, 0, 2, 4]),
-        (0, 0, [0, 0.2, 0.4, 0.6, 0.8, 1]),
-    ],
-)
-def test_ticks_are_round_and_cover_the_values(low, high, expected):
-    assert nice_ticks(low, high) == pytest.approx(expected)
+    assert curve_figure({"a": "a", "b": "b"}, [{"iteration": 1, "b": float("nan")}]) is None

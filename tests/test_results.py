@@ -19,8 +19,9 @@ from mask_former.evaluation.__main__ import main as evaluate
 from mask_former.formats import id_to_rgb, read_panoptic_map
 from mask_former.prediction.classes import classes_from_description
 from mask_former.prediction.drawing import segment_colors
-from mask_former.prediction.result_files import KINDS, ResultWriter
-from mask_former.prediction.results import InstanceResults, Result, segments_of_map
+from mask_former.prediction.results import Result
+from mask_former.prediction.values import InstanceResults, segments_of_map
+from mask_former.prediction.writing import KINDS, ResultWriter
 
 HEIGHT, WIDTH = 40, 56
 DATASET_IDS = [11, 12, 90, 91, 95]

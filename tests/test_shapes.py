@@ -17,11 +17,20 @@ from detectron2.utils.visualizer import Visualizer
 from PIL import Image
 from pycocotools.coco import COCO
 
-from mask_former.data import shapes, shapes_catalog
-from mask_former.data.shapes_catalog import datasets_root, ensure_set, register
-from mask_former.data.shapes_drawing import Thing, class_table, cover, draw_scene, sample_thing, thing_count
-from mask_former.data.shapes_files import ShapesSpec, mask_to_segmentation
-from mask_former.data.shapes_ground import TEXTURES
+from mask_former.data import shapes
+from mask_former.data.registration import datasets_root
+from mask_former.data.shapes import ShapesSpec, ensure_set, register
+from mask_former.data.shapes.__main__ import main
+from mask_former.data.shapes.drawing import (
+    Thing,
+    cover,
+    draw_scene,
+    sample_thing,
+    shape_classes,
+    thing_count,
+)
+from mask_former.data.shapes.files import mask_to_segmentation
+from mask_former.data.shapes.ground import TEXTURES
 
 SPEC = ShapesSpec(train=7, val=40, size=96, seed=3)
 THINGS = ["circle", "square", "triangle", "star", "ring", "cross"]
@@ -79,7 +88,7 @@ def test_each_class_has_the_area_of_its_form(name, area):
     # Polygons of 48 corners for circles are 0.3 % small; the painted area is quantised at the rim.
     assert whole_area == pytest.approx(area * 20**2, rel=0.005)
     assert covered.sum() == pytest.approx(area * 20**2, rel=0.03)
-    assert class_table()[THINGS.index(name)]["name"] == name
+    assert shape_classes()[THINGS.index(name)]["name"] == name
 
 
 def test_label_of_a_circle_is_the_pixels_whose_centre_lies_inside():
@@ -96,7 +105,7 @@ def test_shape_outside_the_picture_has_no_cover():
 
 
 def test_textures_stand_in_the_order_of_the_stuff_classes():
-    stuff = [entry["name"] for entry in class_table()[thing_count() :]]
+    stuff = [entry["name"] for entry in shape_classes()[thing_count() :]]
     assert [texture.__name__ for texture in TEXTURES] == [f"_{name}" for name in stuff]
     assert len(stuff) >= 4
 
@@ -109,7 +118,7 @@ def test_pictures_may_be_oblong():
 
 
 def test_every_class_occurs(scenes):
-    assert {k for scene in scenes for k in scene.classes} == set(range(len(class_table())))
+    assert {k for scene in scenes for k in scene.classes} == set(range(len(shape_classes())))
 
 
 def test_some_pictures_have_no_thing_and_most_have(scenes):
@@ -143,12 +152,12 @@ def hue(color):
 def test_a_shape_asked_for_by_class_has_hues_around_that_of_the_class():
     rng, blue = np.random.default_rng(1), THINGS.index("square")
     hues = [hue(sample_thing(rng, 96, 96, class_index=blue).color) for _ in range(200)]
-    assert np.mean(hues) == pytest.approx(hue(class_table()[blue]["color"]), abs=0.02)
+    assert np.mean(hues) == pytest.approx(hue(shape_classes()[blue]["color"]), abs=0.02)
     assert 0.03 < np.std(hues) < 0.08
 
 
 def test_hue_leans_towards_the_class_but_does_not_tell_it(scenes):
-    centres = np.array([hue(entry["color"]) for entry in class_table()[: thing_count()]])
+    centres = np.array([hue(entry["color"]) for entry in shape_classes()[: thing_count()]])
     told = []
     for scene in scenes:
         for number, class_index in enumerate(scene.classes, start=1):
@@ -200,7 +209,7 @@ def test_instance_annotations_decode_to_exactly_the_panoptic_masks(root):
             kinds.add(type(annotation["segmentation"]))
             assert np.array_equal(coco.annToMask(annotation), ids == info["id"])
             assert annotation["area"] == info["area"]
-            assert annotation["category_id"] == class_table()[info["category_id"]]["id"]
+            assert annotation["category_id"] == shape_classes()[info["category_id"]]["id"]
     assert kinds == {list, dict}
 
 
@@ -380,7 +389,7 @@ def test_other_numbers_or_a_newer_version_replace_the_set(tmp_path, monkeypatch)
     folder = ensure_set(tmp_path, spec)
     ensure_set(tmp_path, spec._replace(val=2))
     assert len(list((folder / "images" / "val").iterdir())) == 2
-    monkeypatch.setattr(shapes_catalog, "VERSION", shapes_catalog.VERSION + 1)
+    monkeypatch.setattr(shapes, "VERSION", shapes.VERSION + 1)
     ensure_set(tmp_path, spec)
     assert len(list((folder / "images" / "val").iterdir())) == 1
     assert sorted(p.name for p in tmp_path.iterdir()) == ["shapes", "shapes.lock"]
@@ -416,9 +425,9 @@ def test_the_video_opens_with_its_frames_size_and_rate(root):
 def test_the_command_writes_the_set_and_a_sheet(tmp_path):
     sheet = tmp_path / "new folder" / "sheet.png"
     numbers = ["--train", "2", "--val", "3", "--size", "48", "--seed", "4"]
-    shapes.main(["--out", str(tmp_path), *numbers, "--contact-sheet", str(sheet)])
+    main(["--out", str(tmp_path), *numbers, "--contact-sheet", str(sheet)])
     marker = json.loads((tmp_path / "shapes" / "shapes.json").read_text())
-    assert marker == {"version": shapes_catalog.VERSION, "train": 2, "val": 3, "size": 48, "seed": 4}
+    assert marker == {"version": shapes.VERSION, "train": 2, "val": 3, "size": 48, "seed": 4}
     drawn = cv2.imread(str(sheet))
     # Two rows of two samples, the fourth place blank.
     assert (drawn[-100:, -100:] == 255).all()
@@ -428,6 +437,6 @@ def test_the_command_writes_the_set_and_a_sheet(tmp_path):
 @pytest.mark.parametrize("wrong", [["--val", "0"], ["--size", "8"], ["--seed", "-1"]])
 def test_the_command_refuses_impossible_numbers(tmp_path, wrong, capsys):
     with pytest.raises(SystemExit):
-        shapes.main(["--out", str(tmp_path), *wrong])
+        main(["--out", str(tmp_path), *wrong])
     assert "start at" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())

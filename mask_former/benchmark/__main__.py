@@ -2,35 +2,51 @@
 
 import argparse
 import json
+import multiprocessing
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
+from tabulate import tabulate
 
-from mask_former.benchmark import data_speed, evaluation_speed, inference_speed, training_speed
-from mask_former.benchmark.subjects import (
+from mask_former.benchmark import inference_speed, training_speed
+from mask_former.benchmark.measuring import (
     DEFAULT_CONFIG,
-    PREDICTIONS,
     benchmark_config,
+    interleaved,
     machine,
     parameters_and_operations,
     random_model,
-)
-from mask_former.benchmark.tables import report
-from mask_former.benchmark.timing import (
-    Run,
-    in_own_process,
-    interleaved,
-    peak_memory,
     ratios,
-    summaries,
     summary,
+    sums,
 )
+from mask_former.engine.hooks import peak_memory
 
 MODES = ("inference", "training", "evaluation", "data", "models")
+# Arguments that the heading of a mode states.
+SETTINGS = {
+    "inference": ("task", "predictions"),
+    "training": ("batch", "segments"),
+    "evaluation": ("precision", "predictions"),
+    "data": ("segments",),
+}
+# Tables by key of the results: heading of the names, and of the values if they do not name themselves.
+HEADERS = {
+    "variants": ["median / p95 in ms"],
+    "pictures_per_second": ["variant", "pictures a second"],
+    "mapper": ["mapper on one core", "samples a second, median"],
+    "ratios": ["ratio, pair by pair", "median", "range"],
+    "loader": ["workers of the loader", "samples a second"],
+    "peak_memory_mib": ["variant, alone in a process", "peak memory, MiB"],
+    "evaluation": ["evaluation", "measured"],
+    "models": ["model"],
+}
 EXAMPLES = """examples:
   python -m mask_former.benchmark --config-file configs/ade20k-150/maskformer_R50_bs16_160k.yaml \\
       --size 512 683 --compare naive transformers --predictions settled
@@ -51,233 +67,173 @@ def argument_parser() -> argparse.ArgumentParser:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("mode", nargs="?", choices=MODES, default="inference")
-    parser.add_argument(
-        "--config-file",
-        nargs="+",
-        default=[None],
-        help="a configuration, in mode models one or more (default: that of the package)",
-    )
-    parser.add_argument("--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), default=(512, 683))
-    parser.add_argument("--rounds", type=int, default=7, help="runs of each variant (default: 7)")
-    parser.add_argument("--threads", type=int, help="threads of torch (default: its own choice)")
-    parser.add_argument("--compare", nargs="+", default=[], help="naive, transformers; in training: plain")
-    parser.add_argument("--memory", action="store_true", help="peak memory, each variant in its own process")
-    parser.add_argument("--json", type=Path, metavar="OUT", help="write all that was measured to this file")
-    parser.add_argument("--markdown", type=Path, metavar="OUT", help="write the tables to this file")
-    inference = parser.add_argument_group("inference and evaluation")
-    inference.add_argument(
-        "--precision",
-        nargs="+",
-        choices=inference_speed.OURS,
-        default=["float32"],
-        help="how to prepare the network; 'plain network' is the model as it is trained (default: float32)",
-    )
-    inference.add_argument(
-        "--predictions",
-        choices=PREDICTIONS,
-        default="settled",
-        help="class predictions: the random network's, or like a trained model's (default: settled)",
-    )
-    inference.add_argument("--task", choices=inference_speed.TASKS, default="semantic")
-    inference.add_argument("--pictures", type=int, default=50, help="evaluation: how many (default: 50)")
-    inference.add_argument("--dataset", help="evaluation: a registered data set instead of made-up pictures")
-    training = parser.add_argument_group("training and data")
-    training.add_argument("--batch", type=int, default=2, help="pictures a step (default: 2)")
-    training.add_argument("--segments", type=int, default=20, help="segments a picture (default: 20)")
-    # One variant alone, for --memory: prints its peak as JSON.
-    parser.add_argument("--alone", help=argparse.SUPPRESS)
-    parser.add_argument(
-        "--opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE pairs of the configuration, last"
-    )
+    add = parser.add_argument
+    add("mode", nargs="?", choices=MODES, default="inference")
+    config_help = "a configuration, in mode models one or more (default: that of the package)"
+    add("--config-file", nargs="+", default=[None], help=config_help)
+    add("--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), default=(512, 683))
+    add("--rounds", type=int, default=7, help="runs of each variant (default: 7)")
+    add("--threads", type=int, help="threads of torch (default: its own choice)")
+    add("--compare", nargs="+", default=[], help="naive, transformers; in training: plain")
+    add("--memory", action="store_true", help="peak memory, each variant in its own process")
+    add("--json", type=Path, metavar="OUT", help="write all that was measured to this file")
+    add("--markdown", type=Path, metavar="OUT", help="write the tables to this file")
+    add = parser.add_argument_group("inference and evaluation").add_argument
+    precision_help = "of the network; 'plain network' is the model as it is trained (default: float32)"
+    add("--precision", nargs="+", choices=inference_speed.OURS, default=["float32"], help=precision_help)
+    predictions_help = "class predictions: the random network's, or like a trained model's (default: settled)"
+    add("--predictions", choices=("random", "settled"), default="settled", help=predictions_help)
+    add("--task", choices=inference_speed.TASKS, default="semantic")
+    add("--pictures", type=int, default=50, help="evaluation: how many (default: 50)")
+    add("--dataset", help="evaluation: a registered data set instead of synthetic pictures")
+    add = parser.add_argument_group("training and data").add_argument
+    add("--batch", type=int, default=2, help="pictures per step (default: 2)")
+    add("--segments", type=int, default=20, help="segments per picture (default: 20)")
+    opts_help = "KEY VALUE pairs of the configuration, last"
+    parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], help=opts_help)
     return parser
 
 
-def measure(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Return all that was asked for."""
-    if arguments.mode == "models":
-        return _models(arguments)
-    cfg = benchmark_config(arguments.config_file, arguments.opts)
-    results: dict[str, Any] = {
-        "machine": machine(torch.device(cfg.MODEL.DEVICE)),
-        "setting": {
-            "mode": arguments.mode,
-            "config": arguments.config_file or "default",
-            "size": "x".join(map(str, arguments.size)),
-            "classes": cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
-            **_mode_setting(arguments),
-        },
+def measure(arguments: argparse.Namespace, config_file: str | None) -> dict[str, Any]:
+    """Return the measurements of a mode with one configuration."""
+    mode = arguments.mode
+    cfg = benchmark_config(config_file, arguments.opts)
+    setting = {
+        "mode": mode,
+        "config": config_file or "default",
+        "size": "x".join(map(str, arguments.size)),
+        "classes": cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
+        **{name: getattr(arguments, name) for name in SETTINGS[mode]},
     }
-    if arguments.mode == "data":
-        return results | {"data": _data(arguments)}
-    results["model"] = parameters_and_operations(random_model(cfg), *arguments.size)
-    if arguments.mode == "evaluation":
-        return results | {"evaluation": _evaluation(arguments)}
-    results |= _speed(arguments)
+    results: dict[str, Any] = {"setting": setting, "machine": machine(torch.device(cfg.MODEL.DEVICE))}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        if mode == "data":
+            rates = training_speed.measure_data(cfg, arguments, folder)
+            pairs = ratios(rates["mapper"]["ours"], rates["mapper"]["plain"])
+            return results | {"data": rates, "ratios": {"samples a second, ours / plain": pairs}}
+        results["model"] = parameters_and_operations(random_model(cfg), *arguments.size)
+        if mode == "evaluation":
+            return results | {"evaluation": inference_speed.measure_evaluation(cfg, arguments, folder)}
+        results |= _speed(arguments, config_file, folder)
     if arguments.memory:
-        results["peak_memory_mib"] = {
-            variant: _memory(arguments, variant) for variant in _variants(arguments)
-        }
+        variants = results["variants"]
+        results["peak_memory_mib"] = {v: _memory(arguments, config_file, v) for v in variants}
     return results
 
 
-def _memory(arguments: argparse.Namespace, variant: str) -> float | None:
-    """Return the peak memory of a process that runs one variant alone, None where that failed."""
-    try:
-        peak: float = in_own_process(_words_for_one(arguments, variant))["peak_mib"]
-    except RuntimeError as error:
-        sys.stderr.write(f"warning: no peak memory of {variant}: {error}\n")
-        return None
-    return peak
+def _build_run(arguments: argparse.Namespace, config_file: str | None, variant: str, folder: Path) -> Any:
+    speed = training_speed if arguments.mode == "training" else inference_speed
+    return speed.build_run(benchmark_config(config_file, arguments.opts), arguments, variant, folder)
 
 
-def _words_for_one(arguments: argparse.Namespace, variant: str) -> list[str]:
-    """Return the command line that runs one variant alone."""
-    words = [arguments.mode, "--alone", variant, "--size", *map(str, arguments.size)]
-    for name in ("config_file", "threads", "predictions", "task", "batch", "segments"):
-        value = getattr(arguments, name)
-        if value is not None:
-            words += [f"--{name.replace('_', '-')}", str(value)]
-    return [*words, "--opts", *map(str, arguments.opts)]
+def _speed(arguments: argparse.Namespace, config_file: str | None, folder: Path) -> dict[str, Any]:
+    """Return summaries of every variant, and the ratios of each of ours to each of the others."""
+    speed = training_speed if arguments.mode == "training" else inference_speed
+    ours, others = speed.variants(arguments)
+    runs = {variant: _build_run(arguments, config_file, variant, folder) for variant in [*ours, *others]}
+    times = interleaved(runs, arguments.rounds)
+    results: dict[str, Any] = {"variants": {}, "ratios": {}}
+    compared = " + ".join(speed.COMPARED_STAGES)
+    for variant, rounds in times.items():
+        totals = {
+            **{stage: [stage] for stage in rounds[0]},
+            compared: speed.COMPARED_STAGES,
+            "all": rounds[0],
+        }
+        summaries = {name: summary(sums(rounds, stages)) for name, stages in totals.items()}
+        results["variants"][variant] = summaries
+        if speed is training_speed:
+            rates = results.setdefault("pictures_per_second", {})
+            rates[variant] = 1e3 * arguments.batch / summaries["all"]["median_ms"]
+        elif variant in ours:
+            share = ratios(sums(rounds, ["post-processing"]), sums(rounds, ["network"]))
+            results["ratios"][f"{variant}: post-processing / network"] = share
+        for other in others if variant in ours else ():
+            pairs = ratios(*(sums(times[name], speed.COMPARED_STAGES) for name in (variant, other)))
+            results["ratios"][f"{variant} / {other}: {compared}"] = pairs
+    return results
 
 
-def _mode_setting(arguments: argparse.Namespace) -> dict[str, Any]:
-    if arguments.mode == "training":
-        return {"batch": arguments.batch, "segments": arguments.segments}
-    if arguments.mode == "data":
-        return {"segments": arguments.segments}
-    if arguments.mode == "evaluation":
-        return {"precision": arguments.precision[0], "predictions": arguments.predictions}
-    return {"task": arguments.task, "predictions": arguments.predictions}
+def _memory(arguments: argparse.Namespace, config_file: str | None, variant: str) -> float | None:
+    """Return the peak memory in MiB of a new process that runs one variant alone; None if it fails."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        try:
+            return pool.submit(_run_alone, arguments, config_file, variant).result()
+        except RuntimeError as error:  # also of a process that was killed
+            sys.stderr.write(f"warning: no peak memory of {variant}: {error}\n")
+            return None
 
 
-def _variants(arguments: argparse.Namespace) -> list[str]:
-    """Return ours, then what they are compared with."""
-    if arguments.mode == "training":
-        ours, *known = training_speed.VARIANTS
-        first = [ours]
-    else:
-        first, known = list(arguments.precision), list(inference_speed.OTHERS)
-        inference_speed.check_variants(arguments.compare, arguments.task)
-    unknown = [name for name in arguments.compare if name not in known]
-    if unknown:
-        raise ValueError(f"--compare {unknown[0]}: in mode {arguments.mode}, expected {' or '.join(known)}.")
-    return [*first, *arguments.compare]
-
-
-def _build_run(arguments: argparse.Namespace, variant: str, folder: Path) -> Run:
-    cfg = benchmark_config(arguments.config_file, arguments.opts)
-    height, width = arguments.size
-    if arguments.mode == "training":
-        setting = training_speed.Setting(cfg, (height, width), arguments.batch, arguments.segments)
-        return training_speed.build_run(setting, variant, folder)
-    size = (height, width)
-    return inference_speed.build_run(
-        inference_speed.Setting(cfg, size, arguments.predictions, arguments.task), variant, folder
-    )
-
-
-def _speed(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Return summaries of every variant and the ratios of each of ours to each of the others."""
-    variants = _variants(arguments)
-    is_training = arguments.mode == "training"
-    compared = (training_speed if is_training else inference_speed).COMPARED_STAGES
+def _run_alone(arguments: argparse.Namespace, config_file: str | None, variant: str) -> float:
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
     with tempfile.TemporaryDirectory() as folder:
-        runs = {variant: _build_run(arguments, variant, Path(folder)) for variant in variants}
-        times = interleaved(runs, arguments.rounds)
-    name = " + ".join(compared)
-    found: dict[str, Any] = {
-        "variants": {variant: summaries(rounds, {name: compared}) for variant, rounds in times.items()},
-        "ratios": {},
-    }
-    for variant in variants:
-        step = [sum(seconds.values()) for seconds in times[variant]]
-        found["variants"][variant]["all"] = summary(step)
-        if is_training:
-            pictures = 1e3 * arguments.batch / found["variants"][variant]["all"]["median_ms"]
-            found.setdefault("pictures_per_second", {})[variant] = pictures
-        elif variant not in arguments.compare:
-            share = ratios(
-                [{"": seconds["post-processing"]} for seconds in times[variant]],
-                [{"": seconds["network"]} for seconds in times[variant]],
-                [""],
-            )
-            found["ratios"][f"{variant}: post-processing / network"] = share
-        if variant not in arguments.compare:
-            for other in arguments.compare:
-                key = f"{variant} / {other}: {name}"
-                found["ratios"][key] = ratios(times[variant], times[other], compared)
-    return found
-
-
-def _evaluation(arguments: argparse.Namespace) -> dict[str, Any]:
-    if arguments.compare or arguments.memory or len(arguments.precision) > 1:
-        raise ValueError("mode evaluation takes one --precision, and neither --compare nor --memory.")
-    cfg = benchmark_config(arguments.config_file, arguments.opts)
-    height, width = arguments.size
-    if not arguments.dataset:
-        # Pictures as they are, not resized.
-        cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST = min(height, width), max(height, width)
-    with tempfile.TemporaryDirectory() as folder:
-        name = arguments.dataset or evaluation_speed.register_pictures(
-            Path(folder), arguments.pictures, (height, width), cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
-        )
-        return evaluation_speed.measure(
-            cfg, name, arguments.precision[0], arguments.predictions, Path(folder) / "scores"
-        )
-
-
-def _models(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Return what inference costs with each configuration, by the name of its file."""
-    found: dict[str, Any] = {}
-    for config_file in arguments.config_files:
-        changes = {"mode": "inference", "config_file": config_file, "compare": [], "memory": True}
-        one = argparse.Namespace(**{**vars(arguments), **changes})
-        found[Path(config_file or DEFAULT_CONFIG).stem] = measure(one)
-    first = next(iter(found.values()))
-    setting = {key: first["setting"][key] for key in ("size", "task", "predictions")}
-    return {"machine": first["machine"], "setting": {"mode": "models", **setting}, "models": found}
-
-
-def _data(arguments: argparse.Namespace) -> dict[str, Any]:
-    height, width = arguments.size
-    cfg = benchmark_config(arguments.config_file, arguments.opts)
-    setting = data_speed.Setting(cfg, (height, width), arguments.segments)
-    with tempfile.TemporaryDirectory() as folder:
-        return data_speed.measure(setting, Path(folder), arguments.rounds)
-
-
-def _alone(arguments: argparse.Namespace) -> dict[str, float]:
-    """Run one variant and return what memory this process took at most."""
-    with tempfile.TemporaryDirectory() as folder:
-        run = _build_run(arguments, arguments.alone, Path(folder))
+        run = _build_run(arguments, config_file, variant, Path(folder))
         for _ in range(3):
             run()
-    return {"peak_mib": peak_memory(torch.device(arguments.device))}
+    return peak_memory() / 2**20
 
 
-def parse(words: Sequence[str]) -> argparse.Namespace:
-    """Return the arguments of a command line."""
-    parser = argument_parser()
-    arguments = parser.parse_args(words)
-    arguments.config_files = arguments.config_file
-    if arguments.mode != "models" and len(arguments.config_files) > 1:
-        parser.error(f"--config-file takes one file in mode {arguments.mode}, several in mode models alone")
-    (arguments.config_file, *_) = arguments.config_files
-    return arguments
+def _models(arguments: argparse.Namespace, config_files: Sequence[str | None]) -> dict[str, Any]:
+    """Return size, time and memory of inference with each configuration, by the name of its file."""
+    changes = {"mode": "inference", "compare": [], "memory": True}
+    each = argparse.Namespace(**{**vars(arguments), **changes})
+    results: dict[str, Any] = {"models": {}, "details": {}}
+    for config_file in config_files:
+        found = measure(each, config_file)
+        sizes = found["model"]
+        row = dict(zip(("parameters, M", "multiply-adds, G"), sizes.values(), strict=True))
+        for variant, summaries in found["variants"].items():
+            row[f"{variant}, ms"] = summaries["all"]["median_ms"]
+            row[f"{variant}, MiB"] = found["peak_memory_mib"][variant]
+        name = Path(config_file or DEFAULT_CONFIG).stem
+        results["models"][name], results["details"][name] = row, found
+    setting = {key: found["setting"][key] for key in ("size", "task", "predictions")}
+    return {"setting": {"mode": "models", **setting}, "machine": found["machine"], **results}
+
+
+def report(results: Mapping[str, Any]) -> str:
+    """Return tables of the measurements, in Markdown that reads as plain text, too."""
+    facts = {**results["setting"], **results.get("model", {}), **results["machine"]}
+    parts = [", ".join(f"{name.replace('_', ' ')} {_cells(value)[0]}" for name, value in facts.items())]
+    tables = {**results, **results.get("data", {})}
+    for key, header in HEADERS.items():
+        if tables.get(key):
+            rows = [[str(name), *_cells(value)] for name, value in tables[key].items()]
+            first = next(iter(tables[key].values()))
+            columns = list(first) if len(header) == 1 else []
+            parts.append(tabulate(rows, [*header, *columns], tablefmt="github", disable_numparse=True))
+    return "\n\n".join(parts) + "\n"
+
+
+def _cells(value: Any) -> list[str]:
+    """Return the cells of a measurement."""
+    if isinstance(value, Mapping):
+        if "pairs" in value:
+            return [f"{value['median']:.3f}", f"{min(value['pairs']):.3f} to {max(value['pairs']):.3f}"]
+        if "median_ms" in value:
+            return [f"{value['median_ms']:.1f} / {value['p95_ms']:.1f}"]
+        return [cell for part in value.values() for cell in _cells(part)]
+    if isinstance(value, list):
+        return _cells(median(value))
+    if value is None:
+        return ["failed"]
+    return [f"{value:.4g}" if isinstance(value, float) else str(value)]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print and write; return the exit status."""
-    arguments = parse(sys.argv[1:] if argv is None else argv)
+    parser = argument_parser()
+    arguments = parser.parse_args(argv)
+    config_files = arguments.config_file
+    if arguments.mode != "models" and len(config_files) > 1:
+        parser.error(f"--config-file takes one file in mode {arguments.mode}, several in mode models alone")
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     try:
-        if arguments.alone:
-            arguments.device = benchmark_config(arguments.config_file, arguments.opts).MODEL.DEVICE
-            sys.stdout.write(json.dumps(_alone(arguments)) + "\n")
-            return 0
-        results = measure(arguments)
+        is_list = arguments.mode == "models"
+        results = _models(arguments, config_files) if is_list else measure(arguments, config_files[0])
     except (ValueError, KeyError, OSError) as error:
         message = error.args[0] if isinstance(error, KeyError) and error.args else error
         sys.stderr.write(f"error: {message}\n")

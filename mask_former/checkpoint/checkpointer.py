@@ -7,11 +7,11 @@ from typing import Any
 from detectron2.checkpoint import DetectionCheckpointer
 from torch import nn
 
-from mask_former.checkpoint.atomic_writing import save_atomically, save_safetensors
 from mask_former.checkpoint.description import class_names_of
 from mask_former.checkpoint.fitting import LoadReport, load_weights
 from mask_former.checkpoint.locating import resolve
 from mask_former.checkpoint.reading import read_checkpoint
+from mask_former.checkpoint.writing import save_safetensors, save_torch
 from mask_former.formats import replacing
 
 
@@ -76,7 +76,7 @@ class Checkpointer(DetectionCheckpointer):
         data = {"model": self.model.state_dict(), **states, **extra, **self._described(extra)}
         file = Path(self.save_dir) / f"{name}.pth"
         self.logger.info("Saving checkpoint to %s", file)
-        save_atomically(data, file)
+        save_torch(data, file)
         if tag_last:
             self.tag_last_checkpoint(file.name)
 
@@ -85,9 +85,9 @@ class Checkpointer(DetectionCheckpointer):
         file = Path(file)
         state = self.model.state_dict()
         if file.suffix == ".safetensors":
-            save_safetensors(state, self.metadata, file)
+            save_safetensors(state, file, self.metadata)
         else:
-            save_atomically({"model": state, **self._described({})}, file)
+            save_torch({"model": state, **self._described({})}, file)
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         """Make `--resume` start from this file of the folder."""

@@ -16,8 +16,10 @@ from mask_former.config import load_config
 METADATA_FORMAT = 1
 # Keys that say where and how a model was trained, not what it is. They are not written, and not obeyed in
 # files that have them.
-MACHINE_KEYS = ("OUTPUT_DIR", "MODEL.DEVICE", "MODEL.WEIGHTS", "DATALOADER.NUM_WORKERS", "CUDNN_BENCHMARK")
-MACHINE_KEYS += ("DATASETS.PROPOSAL_FILES_TRAIN", "DATASETS.PROPOSAL_FILES_TEST")
+MACHINE_KEYS = (
+    *("OUTPUT_DIR", "MODEL.DEVICE", "MODEL.WEIGHTS", "DATALOADER.NUM_WORKERS", "CUDNN_BENCHMARK"),
+    *("DATASETS.PROPOSAL_FILES_TRAIN", "DATASETS.PROPOSAL_FILES_TEST"),
+)
 
 
 def describe(

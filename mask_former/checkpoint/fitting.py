@@ -232,8 +232,10 @@ class _Fit:
             # A counter is the file's; what follows from the model's sizes is the model's.
             return value if name.endswith("num_batches_tracked") else own
         if value.is_floating_point() != own.is_floating_point():
-            why = f"type {value.dtype} in the file, {own.dtype} in the model"
-            return self.note("re-initialised", [name], why, TRAIN)
+            self.note(
+                "re-initialised", [name], f"type {value.dtype} in the file, {own.dtype} in the model", TRAIN
+            )
+            return None
         if is_row and (rows := self._rows_by_name(name, value, own)) is not None:
             return rows
         if value.shape == own.shape:
@@ -254,7 +256,8 @@ class _Fit:
         if is_row and value.shape[1:] == own.shape[1:]:
             why = f"{len(value)} class rows in the file, {len(own)} in the model"
             why += ", and the class names of one side are not known"
-        return self.note("re-initialised", [name], why, TRAIN)
+        self.note("re-initialised", [name], why, TRAIN)
+        return None
 
     def _rows_by_name(self, name: str, value: Tensor, own: Tensor) -> Tensor | None:
         """Return the model's class rows with those of the file that have its name, None if not possible."""
@@ -272,8 +275,8 @@ class _Fit:
             rows[-1] = value[-1]
         added = [label for label in new if label not in old]
         why = (
-            f"another class list: the rows of {len(new) - len(added)} classes are carried over by name, those "
-            f"of {len(added)} are new" + (f" ({_listing(added)})" if added else "")
+            f"another class list: the rows of {len(new) - len(added)} classes are carried over by name, "
+            f"those of {len(added)} are new" + (f" ({_listing(added)})" if added else "")
         )
         self.note("adapted", [name], why, TRAIN_ON)
         return rows

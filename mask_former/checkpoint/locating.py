@@ -139,7 +139,7 @@ def _download(url: str, file: Path, algorithm: str, prefix: str) -> None:
     if not found.startswith(prefix):
         partial.unlink()
         raise ValueError(
-            f"{url} has {algorithm} {found}, expected {prefix}...: the file is not the published one, and has "
-            "been removed. Try again, or download it by other means."
+            f"{url} has {algorithm} {found}, expected {prefix}...: the file is not the published one, and "
+            "has been removed. Try again, or download it by other means."
         )
     os.replace(partial, file)

@@ -5,6 +5,7 @@ import pickle
 import pickletools
 from collections import Counter, OrderedDict
 from collections.abc import Callable
+from mmap import mmap
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
@@ -33,7 +34,7 @@ class DamagedFileError(ValueError):
     """A weight file is cut off, altered, or declares more than it holds."""
 
 
-def check_pickle(stream: BinaryIO, size: int) -> None:
+def check_pickle(stream: BinaryIO | mmap, size: int) -> None:
     """Refuse a pickle that would take far more memory or time than its size; nothing is built.
 
     Each item on the stack and in the memo stands for its size: a one-element list with the length of a text,
@@ -45,9 +46,9 @@ def check_pickle(stream: BinaryIO, size: int) -> None:
         size: bytes of the file.
     """
     stack: list[Any] = []
-    memo: dict[int, list[int]] = {}
+    memo: dict[Any, list[int]] = {}
     budget, large_integers = 4 * size + 2**20, 0
-    for number, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
+    for number, (opcode, argument, _) in enumerate(pickletools.genops(stream)):  # type: ignore[arg-type]
         name = opcode.name
         if name in REFUSED_OPERATIONS:
             raise UnsafeFileError(f"uses the pickle operation {name}, which weights do not need")
@@ -103,21 +104,18 @@ class _NumberType:
         order = state[1].decode("latin1") if isinstance(state[1], bytes) else state[1]
         if order not in ("<", ">", "|", "=") or any(item is not None for item in state[2:5]):
             raise UnsafeFileError("has arrays of a structured numpy type; weights are numbers")
-        self.dtype = self.dtype.newbyteorder(order)
+        self.dtype = self.dtype.newbyteorder(order)  # type: ignore[arg-type]
 
 
 class _Array(np.ndarray):
     """An array whose state is checked: of numbers, and of as many as there are bytes."""
 
-    def __setstate__(self, state: Any) -> None:  # type: ignore[override]
+    def __setstate__(self, state: Any) -> None:
         _, shape, number_type, is_fortran, data = state
         data = data.encode("latin1") if isinstance(data, str) else data  # a byte string of Python 2
         if not isinstance(data, bytes):
             raise DamagedFileError(f"has an array whose data are a {type(data).__name__}")
-        native = number_type.dtype.newbyteorder("=")
-        super().__setstate__((1, shape, native, bool(is_fortran), data))
-        if number_type.dtype != native:
-            self.dtype = number_type.dtype  # a view: numpy would copy to swap bytes
+        super().__setstate__((1, shape, number_type.dtype, bool(is_fortran), data))  # type: ignore[arg-type]
 
 
 def _array_from_buffer(data: Any, number_type: _NumberType, shape: Any, order: Any = "C") -> np.ndarray:

@@ -5,138 +5,89 @@ which all versions of transformers read; in memory, version 5 has some others, w
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from mask_former.conversion.renaming import Rules, State, refuse_unknown, renamed
+from mask_former.conversion.renaming import State, refuse_unknown
 
 ENCODER = "model.pixel_level_module.encoder"
 DECODER = "model.pixel_level_module.decoder"
 TRANSFORMER = "model.transformer_module"
+OUR_DECODER = "sem_seg_head.pixel_decoder"
+PREDICTOR = "sem_seg_head.predictor"
 
-SWIN_TO_HF: Rules = (
-    (r"^backbone\.patch_embed\.proj", f"{ENCODER}.model.embeddings.patch_embeddings.projection"),
-    (r"^backbone\.patch_embed\.norm", f"{ENCODER}.model.embeddings.norm"),
-    (r"^backbone\.norm(\d)", rf"{ENCODER}.hidden_states_norms.\1"),
-    (r"^backbone\.layers", f"{ENCODER}.model.encoder.layers"),
-    (r"\.norm1\.", ".layernorm_before."),
-    (r"\.norm2\.", ".layernorm_after."),
-    (r"\.attn\.proj\.", ".attention.output.dense."),
-    (r"\.attn\.", ".attention.self."),
-    (r"\.mlp\.fc1\.", ".intermediate.dense."),
-    (r"\.mlp\.fc2\.", ".output.dense."),
+# (part of our name, part of theirs): replaced in this order, in both directions.
+Pairs = Sequence[tuple[str, str]]
+SWIN: Pairs = (
+    ("backbone.patch_embed.proj.", f"{ENCODER}.model.embeddings.patch_embeddings.projection."),
+    ("backbone.patch_embed.norm.", f"{ENCODER}.model.embeddings.norm."),
+    ("backbone.layers.", f"{ENCODER}.model.encoder.layers."),
+    ("backbone.norm", f"{ENCODER}.hidden_states_norms."),
+    (".norm1.", ".layernorm_before."),
+    (".norm2.", ".layernorm_after."),
+    (".attn.proj.", ".attention.output.dense."),
+    (".attn.", ".attention.self."),
+    (".mlp.fc1.", ".intermediate.dense."),
+    (".mlp.fc2.", ".output.dense."),
 )
-RESNET_TO_HF: Rules = (
-    (r"^backbone\.stem\.conv1\.norm", f"{ENCODER}.embedder.embedder.normalization"),
-    (r"^backbone\.stem\.conv1", f"{ENCODER}.embedder.embedder.convolution"),
-    (r"\.norm\.", ".normalization."),
-    (r"(conv\d|shortcut)\.weight$", r"\1.convolution.weight"),
-    (
-        r"^backbone\.res(\d)\.(\d+)\.",
-        lambda found: f"{ENCODER}.encoder.stages.{int(found[1]) - 2}.layers.{found[2]}.",
-    ),
-    (r"\.conv(\d)\.", lambda found: f".layer.{int(found[1]) - 1}."),
+RESNET: Pairs = (
+    ("backbone.stem.conv1.weight", f"{ENCODER}.embedder.embedder.convolution.weight"),
+    ("backbone.stem.conv1.norm.", f"{ENCODER}.embedder.embedder.normalization."),
+    *((f"backbone.res{stage + 2}.", f"{ENCODER}.encoder.stages.{stage}.layers.") for stage in range(4)),
+    (".shortcut.weight", ".shortcut.convolution.weight"),
+    (".shortcut.norm.", ".shortcut.normalization."),
+    *((f".conv{number + 1}.weight", f".layer.{number}.convolution.weight") for number in range(3)),
+    *((f".conv{number + 1}.norm.", f".layer.{number}.normalization.") for number in range(3)),
 )
-HEAD_TO_HF: Rules = (
-    (r"^sem_seg_head\.pixel_decoder\.mask_features", f"{DECODER}.mask_projection"),
-    (r"^sem_seg_head\.pixel_decoder\.layer_4\.norm", f"{DECODER}.fpn.stem.1"),
-    (r"^sem_seg_head\.pixel_decoder\.layer_4", f"{DECODER}.fpn.stem.0"),
-    # Theirs counts from the coarse maps to the fine, ours from the fine to the coarse.
-    (
-        r"^sem_seg_head\.pixel_decoder\.(adapter|layer)_(\d)(\.norm)?",
-        lambda found: (
-            f"{DECODER}.fpn.layers.{3 - int(found[2])}."
-            f"{'proj' if found[1] == 'adapter' else 'block'}.{1 if found[3] else 0}"
-        ),
-    ),
-    (r"^sem_seg_head\.predictor\.query_embed", f"{TRANSFORMER}.queries_embedder"),
-    (r"^sem_seg_head\.predictor\.input_proj", f"{TRANSFORMER}.input_projection"),
-    (r"^sem_seg_head\.predictor\.class_embed", "class_predictor"),
-    (r"^sem_seg_head\.predictor\.mask_embed\.layers\.(\d)", r"mask_embedder.\1.0"),
-    (r"^sem_seg_head\.predictor\.transformer\.decoder\.norm", f"{TRANSFORMER}.decoder.layernorm"),
-    (r"^sem_seg_head\.predictor\.transformer\.decoder", f"{TRANSFORMER}.decoder"),
-    (r"\.multihead_attn\.", ".encoder_attn."),
-    (r"\.linear(\d)\.", r".fc\1."),
-    (r"\.norm1\.", ".self_attn_layer_norm."),
-    (r"\.norm2\.", ".encoder_attn_layer_norm."),
-    (r"\.norm3\.", ".final_layer_norm."),
+# Their levels count from the coarse maps to the fine, ours from the fine to the coarse.
+LEVELS = [(level, f"{DECODER}.fpn.layers.{3 - level}") for level in (1, 2, 3)]
+HEAD: Pairs = (
+    (f"{OUR_DECODER}.mask_features.", f"{DECODER}.mask_projection."),
+    (f"{OUR_DECODER}.layer_4.norm.", f"{DECODER}.fpn.stem.1."),
+    (f"{OUR_DECODER}.layer_4.", f"{DECODER}.fpn.stem.0."),
+    *((f"{OUR_DECODER}.adapter_{level}.norm.", f"{theirs}.proj.1.") for level, theirs in LEVELS),
+    *((f"{OUR_DECODER}.adapter_{level}.", f"{theirs}.proj.0.") for level, theirs in LEVELS),
+    *((f"{OUR_DECODER}.layer_{level}.norm.", f"{theirs}.block.1.") for level, theirs in LEVELS),
+    *((f"{OUR_DECODER}.layer_{level}.", f"{theirs}.block.0.") for level, theirs in LEVELS),
+    (f"{PREDICTOR}.query_embed.", f"{TRANSFORMER}.queries_embedder."),
+    (f"{PREDICTOR}.input_proj.", f"{TRANSFORMER}.input_projection."),
+    (f"{PREDICTOR}.class_embed.", "class_predictor."),
+    *((f"{PREDICTOR}.mask_embed.layers.{layer}.", f"mask_embedder.{layer}.0.") for layer in range(3)),
+    (f"{PREDICTOR}.transformer.decoder.norm.", f"{TRANSFORMER}.decoder.layernorm."),
+    (f"{PREDICTOR}.transformer.decoder.", f"{TRANSFORMER}.decoder."),
+    (".multihead_attn.", ".encoder_attn."),
+    (".linear1.", ".fc1."),
+    (".linear2.", ".fc2."),
+    (".norm1.", ".self_attn_layer_norm."),
+    (".norm2.", ".encoder_attn_layer_norm."),
+    (".norm3.", ".final_layer_norm."),
 )
-
-SWIN_FROM_HF: Rules = (
-    (rf"^{ENCODER}\.model\.embeddings\.patch_embeddings\.projection", "backbone.patch_embed.proj"),
-    (rf"^{ENCODER}\.model\.embeddings\.norm", "backbone.patch_embed.norm"),
-    (rf"^{ENCODER}\.hidden_states_norms\.stage(\d)", lambda found: f"backbone.norm{int(found[1]) - 1}"),
-    (rf"^{ENCODER}\.hidden_states_norms\.(\d)", r"backbone.norm\1"),
-    (rf"^{ENCODER}\.model\.encoder\.layers", "backbone.layers"),
-    (r"\.layernorm_before\.", ".norm1."),
-    (r"\.layernorm_after\.", ".norm2."),
-    (r"\.attention\.output\.dense\.", ".attn.proj."),
-    (r"\.attention\.self\.", ".attn."),
-    (r"\.intermediate\.dense\.", ".mlp.fc1."),
-    (r"\.output\.dense\.", ".mlp.fc2."),
-)
-RESNET_FROM_HF: Rules = (
-    (rf"^{ENCODER}\.embedder\.embedder\.convolution", "backbone.stem.conv1"),
-    (rf"^{ENCODER}\.embedder\.embedder\.normalization", "backbone.stem.conv1.norm"),
-    (
-        rf"^{ENCODER}\.encoder\.stages\.(\d)\.layers\.(\d+)\.",
-        lambda found: f"backbone.res{int(found[1]) + 2}.{found[2]}.",
-    ),
-    (r"\.layer\.(\d)\.", lambda found: f".conv{int(found[1]) + 1}."),
-    (r"\.convolution\.", "."),
-    (r"\.normalization\.", ".norm."),
-)
-HEAD_FROM_HF: Rules = (
-    (rf"^{DECODER}\.mask_projection", "sem_seg_head.pixel_decoder.mask_features"),
-    (rf"^{DECODER}\.fpn\.stem\.0", "sem_seg_head.pixel_decoder.layer_4"),
-    (rf"^{DECODER}\.fpn\.stem\.1", "sem_seg_head.pixel_decoder.layer_4.norm"),
-    (
-        rf"^{DECODER}\.fpn\.layers\.(\d)\.(proj|block)\.(\d)",
-        lambda found: (
-            f"sem_seg_head.pixel_decoder.{'adapter' if found[2] == 'proj' else 'layer'}_{3 - int(found[1])}"
-            f"{'.norm' if found[3] == '1' else ''}"
-        ),
-    ),
-    (rf"^{TRANSFORMER}\.queries_embedder", "sem_seg_head.predictor.query_embed"),
-    (rf"^{TRANSFORMER}\.input_projection", "sem_seg_head.predictor.input_proj"),
-    (r"^class_predictor", "sem_seg_head.predictor.class_embed"),
-    (r"^mask_embedder\.(\d)\.0", r"sem_seg_head.predictor.mask_embed.layers.\1"),
-    (rf"^{TRANSFORMER}\.decoder\.layernorm", "sem_seg_head.predictor.transformer.decoder.norm"),
-    (rf"^{TRANSFORMER}\.decoder", "sem_seg_head.predictor.transformer.decoder"),
-    (r"\.encoder_attn\.", ".multihead_attn."),
-    (r"\.o_proj\.", ".out_proj."),
-    (r"\.(?:mlp\.)?fc(\d)\.", r".linear\1."),
-    (r"\.self_attn_layer_norm\.", ".norm1."),
-    (r"\.encoder_attn_layer_norm\.", ".norm2."),
-    (r"\.final_layer_norm\.", ".norm3."),
-)
+# Names of transformers 5 in memory, and those of its files.
+IN_MEMORY = ((r"(\.hidden_states_norms\.)stage(\d)", lambda match: f"{match[1]}{int(match[2]) - 1}"),)
+IN_MEMORY_HEAD: Pairs = ((".o_proj.", ".out_proj."), (".mlp.fc", ".fc"))
 
 # Counters, weights of losses, and the norm of a pooled output that nobody reads.
 DROPPED = re.compile(rf"num_batches_tracked$|^criterion\.|^{re.escape(ENCODER)}\.model\.layernorm\.")
-SWIN_PART = re.compile(r"(.+\.attn\.)(query|key|value)\.(weight|bias)")
-ATTENTION_PART = re.compile(r"(.+_attn\.)(q|k|v)_proj\.(weight|bias)")
+# Our joined entry -> the parts of theirs.
+JOINED = {"qkv.": ("query.", "key.", "value."), "in_proj_": ("q_proj.", "k_proj.", "v_proj.")}
 
 
 def to_hugging_face(state: Mapping[str, Tensor], no_object_weight: float = 0.1) -> State:
     """Return a MaskFormer with BasePixelDecoder in their names, with all entries their files have."""
-    is_swin = "backbone.patch_embed.proj.weight" in state
+    backbone = SWIN if "backbone.patch_embed.proj.weight" in state else RESNET
     result: State = {}
     for name, tensor in state.items():
-        rules = HEAD_TO_HF if name.startswith("sem_seg_head.") else SWIN_TO_HF if is_swin else RESNET_TO_HF
-        theirs = renamed(name, rules)
         if name.startswith("criterion."):
             continue
-        if ".qkv." in name:
-            parts, joined = ("query.", "key.", "value."), "qkv."
-        elif ".in_proj_" in name:
-            parts, joined = ("q_proj.", "k_proj.", "v_proj."), "in_proj_"
-        else:
-            result[theirs] = tensor
-            continue
-        for part, third in zip(parts, tensor.chunk(3), strict=True):
-            result[theirs.replace(joined, part)] = third
+        theirs = name
+        for our_part, their_part in HEAD if name.startswith("sem_seg_head.") else backbone:
+            theirs = theirs.replace(our_part, their_part)
+        joined = next((part for part in JOINED if f".{part}" in name), None)
+        parts = JOINED[joined] if joined else ("",)
+        for part, piece in zip(parts, tensor.chunk(len(parts)) if joined else [tensor], strict=True):
+            result[theirs.replace(joined, part) if joined else theirs] = piece
     refuse_unknown(
         (name for name in result if name.startswith(("backbone.", "sem_seg_head."))), "MaskFormer's"
     )
@@ -145,47 +96,56 @@ def to_hugging_face(state: Mapping[str, Tensor], no_object_weight: float = 0.1) 
 
 def _entries_without_use(theirs: State, ours: Mapping[str, Tensor], no_object_weight: float) -> State:
     """Return entries that their files have and that no result depends on."""
-    last_norm = ours.get("backbone.norm3.weight")
     loss_weights = torch.ones_like(theirs["class_predictor.bias"])
     loss_weights[-1] = no_object_weight
     extra: State = {"criterion.empty_weight": loss_weights}
+    last_norm = ours.get("backbone.norm3.weight")
     if last_norm is not None:
         extra[f"{ENCODER}.model.layernorm.weight"] = torch.ones_like(last_norm)
         extra[f"{ENCODER}.model.layernorm.bias"] = torch.zeros_like(last_norm)
-    for name in theirs:
-        if name.endswith(".running_var"):
-            counter = name.replace("running_var", "num_batches_tracked")
-            extra[counter] = torch.zeros((), dtype=torch.int64)
-    return extra
+    counters = [
+        name.replace("running_var", "num_batches_tracked") for name in theirs if name.endswith("running_var")
+    ]
+    return extra | {name: torch.zeros((), dtype=torch.int64) for name in counters}
 
 
 def from_hugging_face(state: Mapping[str, Tensor]) -> State:
     """Return a model of theirs in our names."""
     is_swin = any(name.startswith(f"{ENCODER}.model.") for name in state)
-    backbone = SWIN_FROM_HF if is_swin else RESNET_FROM_HF
     result: State = {}
-    for name, tensor in state.items():
-        if not DROPPED.search(name):
-            result[renamed(name, backbone if name.startswith(ENCODER) else HEAD_FROM_HF)] = tensor
+    for theirs, tensor in state.items():
+        if DROPPED.search(theirs):
+            continue
+        name, pairs = theirs, HEAD
+        if theirs.startswith(ENCODER):
+            pairs = SWIN if is_swin else RESNET
+            for pattern, replacement in IN_MEMORY:
+                name = re.sub(pattern, replacement, name)
+        else:
+            for in_memory, in_file in IN_MEMORY_HEAD:
+                name = name.replace(in_memory, in_file)
+        for our_part, their_part in pairs:
+            name = name.replace(their_part, our_part)
+        result[name] = tensor
     unknown = (name for name in result if not name.startswith(("backbone.", "sem_seg_head.")))
     refuse_unknown(unknown, "Hugging Face's MaskFormer's")
-    joined = _joined(result, SWIN_PART, ("query", "key", "value"), "{}qkv.{}")
-    return _joined(joined, ATTENTION_PART, ("q", "k", "v"), "{}in_proj_{}")
+    return _with_joined_attention(result)
 
 
-def _joined(state: State, pattern: re.Pattern[str], parts: tuple[str, ...], form: str) -> State:
-    """Put query, key and value together where the first of them stands."""
+def _with_joined_attention(state: State) -> State:
+    """Join query, key and value where the query is."""
     result: State = {}
     for name, tensor in state.items():
-        found = pattern.fullmatch(name)
-        if found is None:
-            result[name] = tensor
-        elif found[2] == parts[0]:
-            names = [name[: found.start(2)] + part + name[found.end(2) :] for part in parts]
+        found = next(((joined, parts) for joined, parts in JOINED.items() if f".{parts[0]}" in name), None)
+        if found:
+            joined, parts = found
+            names = [name.replace(parts[0], part) for part in parts]
             missing = [part for part in names if part not in state]
             if missing:
                 raise ValueError(
-                    f"The file lacks {', '.join(missing)}, which belong to {name}: fetch it again."
+                    f"The file lacks {', '.join(missing)}, which belong to {name}: download it again."
                 )
-            result[form.format(found[1], found[3])] = torch.cat([state[part] for part in names])
+            result[name.replace(parts[0], joined)] = torch.cat([state[part] for part in names])
+        elif not any(f".{part}" in name for _, *rest in JOINED.values() for part in rest):
+            result[name] = tensor
     return result

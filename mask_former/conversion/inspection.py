@@ -1,4 +1,4 @@
-"""What a weight file is, in lines for a reader."""
+"""Describe a weight file in lines of text."""
 
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,7 @@ from torch import nn
 from mask_former.checkpoint.fitting import fit_weights
 from mask_former.checkpoint.reading import file_kind
 from mask_former.conversion.backbones import describe_backbone
-from mask_former.conversion.sources import TITLES, Source, kind_of
+from mask_former.conversion.sources import TITLES, SourceWeights
 
 FORMATS = {
     "zip": "torch archive",
@@ -20,7 +20,7 @@ CLASSIFIERS = ("sem_seg_head.predictor.class_embed.bias", "sem_seg_head.predicto
 QUERIES = "sem_seg_head.predictor.query_embed.weight"
 
 
-def describe_source(path: Path, source: Source) -> list[str]:
+def describe_source(path: Path, source: SourceWeights) -> list[str]:
     """Return lines "what: value" about a file or folder; what is not known is left out."""
     metadata = source.metadata
     size = sum(
@@ -44,14 +44,14 @@ def describe_source(path: Path, source: Source) -> list[str]:
     return [f"{name:10} {value}" for name, value in rows if value not in (None, "", {})]
 
 
-def _backbone(source: Source) -> str:
+def _backbone(source: SourceWeights) -> str:
     prefix = "" if source.is_backbone else "backbone."
     return describe_backbone(
         {name.removeprefix(prefix): value for name, value in source.state.items() if name.startswith(prefix)}
     ).title
 
 
-def _classes(source: Source) -> str:
+def _classes(source: SourceWeights) -> str:
     counts = [
         len(source.state[name]) - ("class_embed" in name) for name in CLASSIFIERS if name in source.state
     ]
@@ -68,14 +68,9 @@ def _scores(metrics: Any) -> str:
     return ", ".join(f"{name} {value:.4g}" for name, value in metrics.items() if "-" not in name)
 
 
-def fit_report(source: Source, model: nn.Module, path: Path, class_names: list[str]) -> list[str]:
+def fit_report(source: SourceWeights, model: nn.Module, path: Path, class_names: list[str]) -> list[str]:
     """Return the lines of the report that loading the file into a model would give."""
-    state = source.original if kind_of(source.original) != "hugging_face" else source.state
-    _, report = fit_weights(
-        state if not source.is_backbone else source.state,
-        model,
-        source=str(path),
-        file_classes=source.names,
-        model_classes=class_names,
-    )
+    is_ours = source.kind in ("mask_former", "published")
+    state = source.original if is_ours else source.state
+    _, report = fit_weights(state, model, str(path), source.names, class_names)
     return str(report).splitlines()

@@ -1,7 +1,7 @@
-"""What a file or folder of weights is, and its weights in our names."""
+"""Tell the layout of a file or folder of weights, and return its weights in our names."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,10 +9,10 @@ from torch import Tensor
 
 from mask_former.checkpoint import read_checkpoint
 from mask_former.checkpoint.description import class_names_of
+from mask_former.checkpoint.fitting import HEAD, current_names
 from mask_former.conversion.backbones import resnet_to_ours, swin_release_to_ours, timm_swin_to_ours
 from mask_former.conversion.hugging_face_config import class_names, config_keys
 from mask_former.conversion.hugging_face_names import from_hugging_face
-from mask_former.conversion.published import from_published
 from mask_former.conversion.renaming import State, refuse_unknown
 
 HUGGING_FACE_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
@@ -28,7 +28,7 @@ TITLES = {
 BACKBONES = ("resnet", "swin_release", "timm_swin", "backbone")
 
 
-class Source(NamedTuple):
+class SourceWeights(NamedTuple):
     """Weights in our names, and what else is known.
 
     Fields:
@@ -55,23 +55,24 @@ class Source(NamedTuple):
         return self.kind in BACKBONES
 
 
-def read_source(path: Path, allow_unsafe: bool = False) -> Source:
+def read_source(path: Path, allow_unsafe: bool = False) -> SourceWeights:
     """Return the weights of a file or a folder of Hugging Face's."""
     if path.is_dir():
         return _read_folder(path, allow_unsafe)
     data = read_checkpoint(path, allow_unsafe)
-    original = dict(data["model"])
-    if original and all(name.startswith("module.") for name in original):
-        original = {name.removeprefix("module."): value for name, value in original.items()}
+    original = {name.removeprefix("module."): value for name, value in data["model"].items()}
     metadata = data.get("metadata", {})
-    kind = kind_of(original)
+    named = current_names(original)
+    kind = kind_of(named)
     if kind == "hugging_face":
         raise ValueError(
             f"{path} is the weight file of a Hugging Face model: give its folder, with config.json."
         )
-    state = TO_OURS[kind](original)
+    if kind == "mask_former" and named.keys() != original.keys():
+        kind = "published"
+    state = TO_OURS[kind](named)
     names = class_names_of(metadata) or []
-    return Source(kind, original, state, metadata, {}, names, str(data.get("__author__", "")))
+    return SourceWeights(kind, original, state, metadata, {}, names, str(data.get("__author__", "")))
 
 
 def kind_of(state: Mapping[str, Tensor]) -> str:
@@ -79,10 +80,8 @@ def kind_of(state: Mapping[str, Tensor]) -> str:
     names = set(state)
     if any(name.startswith("model.pixel_level_module.") for name in names):
         return "hugging_face"
-    if any(name.startswith("sem_seg_head.") for name in names):
-        inner = ("sem_seg_head.pixel_decoder.", "sem_seg_head.predictor.")
-        is_early = any(name.startswith("sem_seg_head.") and not name.startswith(inner) for name in names)
-        return "published" if is_early else "mask_former"
+    if any(name.startswith(HEAD) for name in names):
+        return "mask_former"
     if {"conv1.weight", "layer1.0.conv1.weight"} <= names:
         return "resnet"
     if {"stem.conv1.weight", "res2.0.conv1.weight"} <= names:
@@ -94,27 +93,29 @@ def kind_of(state: Mapping[str, Tensor]) -> str:
     raise ValueError("The file holds no weights.")
 
 
-def _same(state: Mapping[str, Tensor]) -> State:
-    return dict(state)
+def _without_loss_weights(state: Mapping[str, Tensor]) -> State:
+    return {name: value for name, value in state.items() if name != "criterion.empty_weight"}
 
 
-TO_OURS = {
-    "mask_former": from_published,
-    "published": from_published,
+TO_OURS: dict[str, Callable[[Mapping[str, Tensor]], State]] = {
+    "mask_former": _without_loss_weights,
+    "published": _without_loss_weights,
     "resnet": resnet_to_ours,
     "swin_release": swin_release_to_ours,
     "timm_swin": timm_swin_to_ours,
-    "backbone": _same,
+    "backbone": dict,
 }
 
 
-def _read_folder(folder: Path, allow_unsafe: bool) -> Source:
+def _read_folder(folder: Path, allow_unsafe: bool) -> SourceWeights:
     config = _json(folder / "config.json", needed=True)
     processor = _json(folder / "preprocessor_config.json", needed=False)
     original = _read_shards(folder, allow_unsafe)
     keys = config_keys(config, processor)
     state = from_hugging_face(original)
-    return Source("hugging_face", original, state, {}, keys, class_names(config), "Hugging Face transformers")
+    return SourceWeights(
+        "hugging_face", original, state, {}, keys, class_names(config), "Hugging Face transformers"
+    )
 
 
 def _json(file: Path, needed: bool) -> dict[str, Any]:

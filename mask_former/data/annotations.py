@@ -8,7 +8,8 @@ from fvcore.transforms.transform import Transform
 
 from mask_former.formats import decode_mask, draw_polygons
 
-from .labels import Segments, check_classes
+from .labels import check_classes
+from .segment_maps import Segments
 
 Annotation = Mapping[str, Any]
 
@@ -23,9 +24,9 @@ def instance_segments(
     padded_shape: tuple[int, int],
     num_classes: int,
 ) -> Segments:
-    """Return a mask for each instance that is left in an augmented picture; instances may overlap.
+    """Return a mask of each instance that has pixels in an augmented picture; instances may overlap.
 
-    Crowds are no instances; their pixels are invalid where no instance covers them.
+    Crowds are not instances; their pixels are invalid where no instance covers them.
 
     Args:
         annotations: entries with "segmentation", "category_id" (0 to num_classes - 1) and perhaps "iscrowd".
@@ -45,7 +46,7 @@ def instance_segments(
     if polygons:
         masks[is_polygon, :height, :width] = _draw_polygons(polygons, transform, shape, file_name)
     if bitmaps:
-        masks[~is_polygon, :height, :width] = _move_bitmaps(bitmaps, transform, read_shape, file_name)
+        masks[~is_polygon, :height, :width] = _transform_bitmaps(bitmaps, transform, read_shape, file_name)
 
     is_crowd = np.array([bool(a.get("iscrowd", 0)) for a in annotations], dtype=bool)
     classes = np.array([a["category_id"] for a in annotations], dtype=np.int64)
@@ -74,10 +75,10 @@ def _draw_polygons(
     return np.stack(masks)
 
 
-def _move_bitmaps(
+def _transform_bitmaps(
     annotations: Sequence[Annotation], transform: Transform, read_shape: tuple[int, int], file_name: str
 ) -> np.ndarray:
-    """Return (M, height, width) masks. Eight of them move as the bits of one eight-bit map."""
+    """Return (M, height, width) masks, transformed eight at a time as the bits of one eight-bit map."""
     bitmaps = np.stack([_bitmap(a.get("segmentation"), read_shape, file_name) for a in annotations])
     planes = [transform.apply_segmentation(plane) for plane in np.packbits(bitmaps, axis=0)]
     return np.unpackbits(np.stack(planes), axis=0, count=len(bitmaps)).astype(bool)

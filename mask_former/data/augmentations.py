@@ -6,7 +6,7 @@ from detectron2.data import transforms as T
 from detectron2.projects.point_rend import ColorAugSSDTransform
 from fvcore.transforms.transform import Transform
 
-from .labels import VOID, SegmentMap, move
+from .segment_maps import VOID, SegmentMap, move
 
 Augmentations = list[T.Augmentation | Transform]
 
@@ -15,7 +15,7 @@ DETR_SIZES_BEFORE_CROP = (400, 500, 600)
 
 
 class LabelledPicture:
-    """A picture and its label on their way through augmentations, in the form that Detectron2 asks for."""
+    """A picture and its label as input of Detectron2's augmentations."""
 
     def __init__(self, image: np.ndarray, segment_map: SegmentMap | None) -> None:
         """Take an (H, W, C) uint8 image and its label; None where the label comes as annotations."""
@@ -24,7 +24,7 @@ class LabelledPicture:
 
     @property
     def sem_seg(self) -> np.ndarray | None:
-        """(H, W) integers, class + 1, or `VOID`: what a crop may look at."""
+        """(H, W) integers, class + 1 or `VOID`: `RandomCrop_CategoryAreaConstraint` chooses crops by it."""
         if self.segment_map is None:
             return None
         return np.concatenate(([VOID], self.segment_map.classes + 1)).take(self.segment_map.pixels)
@@ -60,7 +60,7 @@ def _crop(cfg: CfgNode) -> Augmentations:
     crop = cfg.INPUT.CROP
     if not crop.ENABLED:
         return []
-    if crop.SINGLE_CATEGORY_MAX_AREA >= 1:  # the same crops, without a look at the label
+    if crop.SINGLE_CATEGORY_MAX_AREA >= 1:  # the same crops, without reading the label
         return [T.RandomCrop(crop.TYPE, crop.SIZE)]
     return [T.RandomCrop_CategoryAreaConstraint(crop.TYPE, crop.SIZE, crop.SINGLE_CATEGORY_MAX_AREA, VOID)]
 

@@ -1,8 +1,8 @@
 """The published data sets under their published names: one table, registered by `register_all`.
 
 Classes come from `classes/*.json`; COCO's and Cityscapes' from Detectron2.
-Nothing but those JSON files is read before `DatasetCatalog.get` is called. How each folder must look, and
-how to get there, is in datasets/README.md; `own_data.py` registers data sets of one's own.
+Only those JSON files are read before `DatasetCatalog.get` is called. The layout of each folder is in
+datasets/README.md; `own_data.py` registers a user's own data sets.
 """
 
 import os
@@ -11,16 +11,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.datasets import load_coco_json, load_sem_seg
+from detectron2.data.datasets import load_sem_seg
 from detectron2.data.datasets.builtin_meta import CITYSCAPES_CATEGORIES, COCO_CATEGORIES
 from detectron2.data.datasets.cityscapes import load_cityscapes_semantic
 from detectron2.data.datasets.cityscapes_panoptic import load_cityscapes_panoptic
 
 from mask_former.formats import load_classes
 
-from .panoptic_labels import Sample, load_panoptic, panoptic_metadata
-from .root import datasets_root
+from .coco import Entry, instance_metadata, load_instances, load_panoptic, panoptic_metadata
+from .registration import datasets_root, register_published
 
 
 class Source(NamedTuple):
@@ -29,7 +28,7 @@ class Source(NamedTuple):
     name: registered name, with {split} in it.
     splits: split -> name of its folder, for {split} and {folder} in `paths`.
     paths: metadata key -> path under the root of the data sets.
-    metadata: gives what else the metadata hold: classes, colours, id maps.
+    metadata: returns the rest of the metadata: classes, colours, id maps.
     load: (name, metadata) -> samples.
     advice: what to do when one of `paths` does not exist.
     optional: keys of `paths` that loading does not need.
@@ -41,16 +40,16 @@ class Source(NamedTuple):
     evaluator_type: str
     ignore_label: int | None
     metadata: Callable[[], dict[str, Any]]
-    load: Callable[[str, dict[str, Any]], list[Sample]]
+    load: Callable[[str, dict[str, Any]], list[Entry]]
     advice: str
     optional: tuple[str, ...] = ()
 
 
 def register_all(root: str | Path | None = None) -> None:
-    """Register every published split under `root` (default: `datasets_root()`), over what is registered.
+    """Register every published split under `root` (default: `datasets_root()`), see `register_published`.
 
-    Splits that Detectron2 registers itself are taken over, metadata objects included: its own loaders
-    neither expand `~` nor say what to do when files are missing. Calling it again moves all to another root.
+    Splits that Detectron2 registers itself are replaced: its loaders neither expand `~` nor say what to do
+    when files are missing. Calling it again moves all to another root.
     """
     root = str(datasets_root()) if root is None else os.path.expanduser(root)
     for source in SOURCES:
@@ -67,25 +66,15 @@ def register_all(root: str | Path | None = None) -> None:
             }
             if source.ignore_label is not None:
                 metadata["ignore_label"] = source.ignore_label
-            DatasetCatalog.pop(name, None)
-            DatasetCatalog.register(name, partial(_load, name, source, metadata))
-            _replace_metadata(name, metadata)
+            register_published(name, partial(_load, name, source, metadata), metadata)
 
 
-def _replace_metadata(name: str, values: Mapping[str, Any]) -> None:
-    """Put values in place of what the catalog holds; the object stays, as others may have it in hand."""
-    metadata = MetadataCatalog.get(name)
-    for key in set(metadata.as_dict()) - {"name"}:
-        delattr(metadata, key)
-    metadata.set(**values)
-
-
-def _load(name: str, source: Source, metadata: dict[str, Any]) -> list[Sample]:
+def _load(name: str, source: Source, metadata: dict[str, Any]) -> list[Entry]:
     needed = [metadata[key] for key in source.paths if key not in source.optional]
     missing = [path for path in needed if not os.path.exists(path)]
     if missing:
         raise FileNotFoundError(
-            f"Data set {name} is not there: {missing[0]} does not exist. {source.advice} "
+            f"Data set {name} is missing: {missing[0]} does not exist. {source.advice} "
             "See datasets/README.md; $DETECTRON2_DATASETS names the folder that holds all data sets."
         )
     try:
@@ -95,19 +84,15 @@ def _load(name: str, source: Source, metadata: dict[str, Any]) -> list[Sample]:
     return samples
 
 
-def _load_label_maps(extension: str, name: str, metadata: Mapping[str, Any]) -> list[Sample]:
+def _load_label_maps(extension: str, name: str, metadata: Mapping[str, Any]) -> list[Entry]:
     return load_sem_seg(metadata["sem_seg_root"], metadata["image_root"], gt_ext=extension, image_ext="jpg")
 
 
-def _load_instances(name: str, metadata: Mapping[str, Any]) -> list[Sample]:
-    return load_coco_json(metadata["json_file"], metadata["image_root"], name)
-
-
-def _load_cityscapes(name: str, metadata: Mapping[str, Any]) -> list[Sample]:
+def _load_cityscapes(name: str, metadata: Mapping[str, Any]) -> list[Entry]:
     return load_cityscapes_semantic(metadata["image_dir"], metadata["gt_dir"])
 
 
-def _load_cityscapes_panoptic(name: str, metadata: Mapping[str, Any]) -> list[Sample]:
+def _load_cityscapes_panoptic(name: str, metadata: Mapping[str, Any]) -> list[Entry]:
     paths = (metadata[key] for key in ("image_root", "panoptic_root", "panoptic_json"))
     samples = load_cityscapes_panoptic(*paths, metadata)
     things = set(metadata["thing_dataset_id_to_contiguous_id"].values())
@@ -128,19 +113,10 @@ def _semantic(table: str, count: int, colors: bool = False, id_map: bool = False
 
 def _ade20k_panoptic() -> dict[str, Any]:
     metadata = panoptic_metadata(load_classes("ade20k_150"))
-    # As published: all 150 ids, because the semantic labels hold things and stuff alike. So ask the thing
-    # map, never this one, whether a class is a thing.
+    # As published: all 150 ids, because the semantic labels hold things and stuff alike. Only the thing map
+    # says whether a class is a thing.
     metadata["stuff_dataset_id_to_contiguous_id"] = {i: i for i in range(150)}
     return {**metadata, "json_file": None}
-
-
-def _coco_instances() -> dict[str, Any]:
-    things = [category for category in COCO_CATEGORIES if category["isthing"]]
-    return {
-        "thing_classes": [category["name"] for category in things],
-        "thing_colors": [category["color"] for category in things],
-        "thing_dataset_id_to_contiguous_id": {category["id"]: i for i, category in enumerate(things)},
-    }
 
 
 def _cityscapes() -> dict[str, Any]:
@@ -279,10 +255,10 @@ SOURCES = (
         },
         evaluator_type="coco",
         ignore_label=None,
-        metadata=_coco_instances,
-        load=_load_instances,
+        metadata=partial(
+            instance_metadata, [category for category in COCO_CATEGORIES if category["isthing"]]
+        ),
+        load=load_instances,
         advice="Unpack COCO 2017's pictures and instance labels there; nothing is to be prepared.",
     ),
 )
-
-register_all()

@@ -34,8 +34,8 @@ def build_train_loader(
 ) -> DataLoader[Entry]:
     """Return an endless loader of lists of samples: those of iteration `start_iteration`, of the next, ...
 
-    Which pictures come when, and how each is augmented, depends on `seed` and the iteration alone: not on
-    the number of workers, of processes or of resumptions.
+    The order of pictures and their augmentation depend on `seed` and the iteration alone, not on the number
+    of workers, processes or resumptions.
 
     Args:
         cfg: a list has SOLVER.IMS_PER_BATCH samples, divided by the number of processes.
@@ -60,7 +60,7 @@ def build_train_loader(
         batch_sampler=batches,
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         collate_fn=_as_list,
-        # Without its own generator the loader would draw from the one that the model's dropout draws from.
+        # Without its own generator the loader would draw from the generator of the model's dropout.
         generator=torch.Generator().manual_seed(seed),
     )
 
@@ -101,7 +101,7 @@ class AugmentedDataset(Dataset[Entry]):
     """Makes the sample of a draw, with all random numbers seeded by its position."""
 
     def __init__(self, entries: Sequence[Entry], mapper: Mapper, seed: int) -> None:
-        # One block of bytes, which worker processes share instead of copying.
+        # One block of bytes, which worker processes share instead of copying it.
         self.entries = DatasetFromList(list(entries), copy=False)
         self.mapper = PicklableWrapper(mapper)
         self.seed = seed
@@ -152,7 +152,7 @@ def _load_entries(dataset_name: str) -> list[Entry]:
     if repeated:
         key, files = next(iter(repeated.items()))
         raise ValueError(
-            f"Data set {dataset_name} has {len(repeated)} image ids that stand for more than one picture; "
+            f"Data set {dataset_name} has {len(repeated)} image ids that belong to more than one picture; "
             f"the first is {key!r}, of {' and '.join(files[:3])}. Every picture needs an id of its own."
         )
     return [{**entry, **tag} for entry in entries]
@@ -166,7 +166,7 @@ def _check_same_classes(names: Sequence[str]) -> None:
         if any(listed != known[next(iter(known))] for listed in known.values()):
             counts = ", ".join(f"{name} ({len(listed)})" for name, listed in known.items())
             raise ValueError(
-                f"DATASETS.TRAIN mixes sets whose {key} differ: {counts}. Sets that are trained on together "
+                f"DATASETS.TRAIN mixes sets whose {key} differ: {counts}. Sets that are trained together "
                 "must have the same classes in the same order."
             )
 

@@ -16,7 +16,8 @@ from mask_former.formats import read_picture
 
 from .annotations import instance_segments
 from .augmentations import Augmentations, LabelledPicture, crop_recipe, detr_recipe
-from .labels import VOID, SegmentMap, Segments, read_panoptic, read_semantic, split
+from .labels import read_panoptic, read_semantic
+from .segment_maps import VOID, SegmentMap, Segments, split
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +56,7 @@ def build_test_mapper(cfg: CfgNode) -> Mapper:
 
 
 class TrainingMapper:
-    """Reads picture and label of an entry, augments both, pads them, and makes a mask of each segment.
+    """Reads and augments the picture and label of an entry, pads them, and makes a mask of each segment.
 
     The result has, beside the entry's own keys (less "annotations" and "segments_info"):
         image: (3, H, W) uint8.
@@ -92,6 +93,13 @@ class TrainingMapper:
             size_divisibility: pad right and below to a multiple of this; below 1, no padding.
             gives_valid_mask: whether the result has `valid_mask`.
         """
+        if label == "semantic" and 0 <= ignore_value < num_classes and ignore_label != ignore_value:
+            raise ValueError(
+                f"MODEL.SEM_SEG_HEAD.IGNORE_VALUE is {ignore_value}, which is also one of the "
+                f"{num_classes} classes of MODEL.SEM_SEG_HEAD.NUM_CLASSES, so void pixels would be taken for "
+                "it; set IGNORE_VALUE to the ignore_label of the data set, or to another value that is no "
+                "class, such as 65535."
+            )
         self.label = label
         self.augmentations = augmentations
         self.image_format = image_format
@@ -184,7 +192,8 @@ class TrainingMapper:
         if ignore_label is None:
             raise ValueError(
                 f"{entry['file_name']} has no 'ignore_label', and the data sets of DATASETS.TRAIN differ in "
-                "theirs. Load them with mask_former.data.loader.build_train_loader, which tells each its own."
+                "theirs. Load them with mask_former.data.loader.build_train_loader, which adds it to every "
+                "entry."
             )
         return ignore_label
 

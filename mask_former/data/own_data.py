@@ -1,4 +1,4 @@
-"""Data sets of one's own, from folders or COCO files: one call each, and all metadata follow.
+"""Registration of a user's own data sets, from folders or files in COCO's formats, by one call each.
 
     register_semantic("roofs_train", "roofs/images", "roofs/labels", classes=["roof", "other"])
     register_coco_panoptic("street_val", "street/images", "street/panoptic", "street/panoptic.json")
@@ -17,11 +17,10 @@ from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.catalog import Metadata
-from detectron2.data.datasets import load_coco_json
 
-from mask_former.formats import LABEL_SUFFIXES, PICTURE_SUFFIXES, distinct_colors, load_classes
+from mask_former.formats import LABEL_SUFFIXES, PICTURE_SUFFIXES, distinct_colors, load_classes, read_json
 
-from .panoptic_labels import Sample, load_panoptic, panoptic_metadata, read_json
+from .coco import Entry, instance_metadata, load_instances, load_panoptic, panoptic_metadata
 
 
 def register_semantic(
@@ -87,7 +86,7 @@ def register_coco_panoptic(
         image_dir: folder of the pictures.
         panoptic_dir: folder of the PNGs of segment ids (R + 256 G + 65536 B).
         panoptic_json: holds "images", "annotations" and "categories" (id, name, isthing, color if any).
-        sem_seg_dir: folder of semantic label maps (PNG, the stems of the panoptic ones), where there are.
+        sem_seg_dir: folder of semantic label maps (PNG, with the stems of the panoptic ones), or None.
         ignore_label: of those label maps.
     """
     metadata = {
@@ -115,16 +114,13 @@ def register_coco_instance(name: str, image_dir: str | Path, json_file: str | Pa
         json_file: holds "images", "annotations" and "categories" (id, name, color if any).
     """
     categories = _categories(name, json_file, keys=("id", "name"))
-    spare = distinct_colors(len(categories))
     metadata = {
         "image_root": _folder(name, image_dir),
         "json_file": _file(name, json_file),
         "evaluator_type": "coco",
-        "thing_classes": [category["name"] for category in categories],
-        "thing_colors": [list(category.get("color", spare[i])) for i, category in enumerate(categories)],
-        "thing_dataset_id_to_contiguous_id": {category["id"]: i for i, category in enumerate(categories)},
+        **instance_metadata(categories),
     }
-    return _register(name, metadata, _load_instances)
+    return _register(name, metadata, load_instances)
 
 
 def _register(name: str, metadata: dict[str, Any], load: Any) -> Metadata:
@@ -154,9 +150,9 @@ def _file(name: str, path: str | Path) -> str:
 def _check_classes(name: str, classes: Sequence[str]) -> None:
     if not classes:
         raise ValueError(f"Data set {name} has no class; name at least one.")
-    twice = [each for each, times in Counter(classes).items() if times > 1]
-    if twice:
-        raise ValueError(f"Data set {name} has two classes {twice[0]!r}; give each a name of its own.")
+    repeated = [each for each, times in Counter(classes).items() if times > 1]
+    if repeated:
+        raise ValueError(f"Data set {name} has two classes {repeated[0]!r}; give each a name of its own.")
 
 
 def _categories(name: str, path: str | Path, keys: Sequence[str]) -> list[dict[str, Any]]:
@@ -164,13 +160,15 @@ def _categories(name: str, path: str | Path, keys: Sequence[str]) -> list[dict[s
     path = _file(name, path)
     content = read_json(path, keys=("images", "annotations", "categories"))
     for key, part in (("id", "images"), ("id", "categories")):
-        twice = [each for each, times in Counter(entry[key] for entry in content[part]).items() if times > 1]
-        if twice:
-            raise ValueError(f"{path}: {part} has {key} {twice[0]!r} more than once; ids must be unique.")
+        repeated = [
+            each for each, times in Counter(entry[key] for entry in content[part]).items() if times > 1
+        ]
+        if repeated:
+            raise ValueError(f"{path}: {part} has {key} {repeated[0]!r} more than once; ids must be unique.")
     for category in content["categories"]:
-        lacking = [key for key in keys if key not in category]
-        if lacking:
-            raise ValueError(f"{path}: category {category} lacks {', '.join(map(repr, lacking))}; add it.")
+        missing = [key for key in keys if key not in category]
+        if missing:
+            raise ValueError(f"{path}: category {category} lacks {', '.join(map(repr, missing))}; add it.")
     categories = sorted(content["categories"], key=lambda category: category["id"])
     _check_classes(name, [category["name"] for category in categories])
     if not content["annotations"]:
@@ -178,7 +176,7 @@ def _categories(name: str, path: str | Path, keys: Sequence[str]) -> list[dict[s
     return categories
 
 
-def _load_pairs(name: str, metadata: Mapping[str, Any]) -> list[Sample]:
+def _load_pairs(name: str, metadata: Mapping[str, Any]) -> list[Entry]:
     pictures = _by_stem(metadata["image_root"], PICTURE_SUFFIXES)
     if not pictures:
         raise ValueError(
@@ -188,12 +186,12 @@ def _load_pairs(name: str, metadata: Mapping[str, Any]) -> list[Sample]:
     if "sem_seg_root" not in metadata:
         return [{"file_name": file} for file in pictures.values()]
     labels = _by_stem(metadata["sem_seg_root"], LABEL_SUFFIXES)
-    bare = sorted(pictures.keys() - labels.keys())
-    if bare:
+    unlabelled = sorted(pictures.keys() - labels.keys())
+    if unlabelled:
         raise ValueError(
-            f"Data set {name}: {len(bare)} of {len(pictures)} pictures have no label map of the same name "
-            f"({', '.join(sorted(LABEL_SUFFIXES))}) under {metadata['sem_seg_root']}: "
-            f"{pictures[bare[0]]} first; add maps or take pictures out."
+            f"Data set {name}: {len(unlabelled)} of {len(pictures)} pictures have no label map of the same "
+            f"name ({', '.join(sorted(LABEL_SUFFIXES))}) under {metadata['sem_seg_root']}: "
+            f"{pictures[unlabelled[0]]} first; add maps or take pictures out."
         )
     return [{"file_name": file, "sem_seg_file_name": labels[stem]} for stem, file in pictures.items()]
 
@@ -208,7 +206,3 @@ def _by_stem(folder: str, suffixes: Collection[str]) -> dict[str, str]:
                 raise ValueError(f"{files[stem]} and {path} differ only in the extension; keep one of them.")
             files[stem] = str(path)
     return files
-
-
-def _load_instances(name: str, metadata: Mapping[str, Any]) -> list[Sample]:
-    return load_coco_json(metadata["json_file"], metadata["image_root"], name)

@@ -8,9 +8,9 @@ from torch.utils.data import Sampler
 
 
 class Draw(NamedTuple):
-    """A picture to be trained on: its number in the data set, and the number of the draw since iteration 0.
+    """A picture to train on: its index in the data set, and the number of the draw since iteration 0.
 
-    No two draws of a run have one position; all that is random about a draw follows from seed and position.
+    Positions are unique in a run; everything random about a draw follows from the seed and its position.
     """
 
     number: int

@@ -6,7 +6,7 @@ from detectron2.engine import default_argument_parser
 
 
 def argument_parser(epilog: str | None = None) -> ArgumentParser:
-    """Return Detectron2's parser with the project's own flags."""
+    """Return Detectron2's parser with the flags of this project."""
     parser = default_argument_parser(epilog)
     parser.add_argument(
         *("--import", "-m"),

@@ -1,4 +1,4 @@
-"""What happens around the steps of a run: the progress line, stopping on a signal, keeping the best."""
+"""Hooks of a training run: stop on SIGTERM, keep the best checkpoint, log the progress."""
 
 import json
 import logging
@@ -17,27 +17,27 @@ from detectron2.utils.events import EventWriter, get_event_storage
 
 logger = logging.getLogger(__name__)
 
-# What shells report for a process that SIGTERM has ended.
+# Exit status that shells report for a process ended by SIGTERM.
 TERMINATED = 128 + signal.SIGTERM
 
 
 class StopOnSignal(HookBase):
-    """On SIGTERM, finishes the step, saves a checkpoint and ends the process, all processes together."""
+    """On SIGTERM to any process, finish the step, save a checkpoint and end all processes."""
 
     def __init__(self, checkpointer: DetectionCheckpointer) -> None:
         self.checkpointer = checkpointer
-        self.asked = False
+        self.is_requested = False
 
     def before_train(self) -> None:
-        """Catch the signal."""
-        self.previous = signal.signal(signal.SIGTERM, self._ask)
+        """Install the SIGTERM handler."""
+        self.previous_handler = signal.signal(signal.SIGTERM, self._request)
 
-    def _ask(self, number: int, frame: FrameType | None) -> None:
-        self.asked = True
+    def _request(self, number: int, frame: FrameType | None) -> None:
+        self.is_requested = True
 
     def after_step(self) -> None:
-        """Stop if any process was asked to."""
-        if not _in_any_process(self.asked):
+        """Stop if any process has received the signal."""
+        if not _in_any_process(self.is_requested):
             return
         if comm.is_main_process():
             self.checkpointer.save(f"model_{self.trainer.iter:07d}")
@@ -48,8 +48,8 @@ class StopOnSignal(HookBase):
         raise SystemExit(TERMINATED)
 
     def after_train(self) -> None:
-        """Give the signal back."""
-        signal.signal(signal.SIGTERM, self.previous)
+        """Restore the previous SIGTERM handler."""
+        signal.signal(signal.SIGTERM, self.previous_handler)
 
 
 def _in_any_process(flag: bool) -> bool:
@@ -62,29 +62,28 @@ def _in_any_process(flag: bool) -> bool:
 
 
 class KeepBest(HookBase):
-    """After each evaluation, keeps the weights as model_best.pth if their metric is the highest so far.
+    """After each evaluation, save the weights as model_best.pth if their metric is the highest so far.
 
-    The value stands in model_best.json, where a resumed run finds it. Runs on the main process, after the
-    hook that evaluates.
+    A resumed run reads the value from model_best.json. Runs on the main process, after the evaluation hook.
     """
 
     def __init__(self, checkpointer: DetectionCheckpointer, metric: str) -> None:
         self.checkpointer = checkpointer
         self.metric = metric
         self.record = Path(checkpointer.save_dir) / "model_best.json"
-        self.seen_at = -1
+        self.compared_at = -1
 
     def before_train(self) -> None:
-        """Take over the record of the run that is resumed; a new run starts without."""
+        """Read the best value of the resumed run, if any."""
         is_resumed = self.trainer.start_iter > 0 and self.record.exists()
         self.best = json.loads(self.record.read_text())["value"] if is_resumed else float("-inf")
 
     def after_step(self) -> None:
-        """Look for a new value."""
+        """Compare the latest value."""
         self._compare()
 
     def after_train(self) -> None:
-        """Look for the value of the last evaluation, which runs after the last step."""
+        """Compare the value of the last evaluation, which runs after the last step."""
         self._compare()
 
     def _compare(self) -> None:
@@ -95,9 +94,9 @@ class KeepBest(HookBase):
                 raise KeyError(f"TEST.BEST_METRIC is {self.metric!r}, expected one of {known}")
             return
         value, iteration = latest[self.metric]
-        if iteration == self.seen_at:
+        if iteration == self.compared_at:
             return
-        self.seen_at = iteration
+        self.compared_at = iteration
         if value > self.best:
             self.best = value
             self.checkpointer.save("model_best", tag_last=False, **{self.metric: float(value)})
@@ -107,18 +106,18 @@ class KeepBest(HookBase):
 
 
 class ProgressLine(EventWriter):
-    """Logs where the run is: time left, losses, pictures a second, waiting for data, rate, memory."""
+    """Logs progress: time left, losses, images per second, time spent on data, learning rate, memory."""
 
-    def __init__(self, max_iter: int, pictures_per_step: int) -> None:
+    def __init__(self, max_iter: int, images_per_step: int) -> None:
         self.max_iter = max_iter
-        self.pictures_per_step = pictures_per_step
+        self.images_per_step = images_per_step
 
     def write(self) -> None:
         """Log one line for the latest iterations."""
         storage = get_event_storage()
         histories = storage.histories()
         if storage.iter >= self.max_iter or "time" not in histories:
-            return  # after the last step, or before anything was timed
+            return  # after the last step, or before the first was timed
         step_time = histories["time"].median(20)
         losses = {name: history.median(20) for name, history in histories.items() if _is_total(name)}
         hours, seconds = divmod(int(step_time * (self.max_iter - storage.iter - 1)), 3600)
@@ -129,7 +128,7 @@ class ProgressLine(EventWriter):
             hours,
             *divmod(seconds, 60),
             "  ".join(f"{name} {value:.4g}" for name, value in losses.items()),
-            self.pictures_per_step / step_time,
+            self.images_per_step / step_time,
             step_time,
             histories["data_time"].median(20),
             histories["lr"].latest(),
@@ -138,13 +137,18 @@ class ProgressLine(EventWriter):
 
 
 def _is_total(name: str) -> bool:
-    """Whether a loss is worth a place in the line: the sum and the last layer's, not those of each layer."""
+    """Return whether the line shows a loss: the sum and the last layer's, not those of earlier layers."""
     return name == "total_loss" or (name.startswith("loss") and not name.rpartition("_")[2].isdigit())
 
 
 def peak_memory() -> int:
-    """Return the largest memory so far, in bytes: of the GPU where there is one, else of this process."""
-    if torch.cuda.is_available():
+    """Return the peak memory so far, in bytes: of the GPU if it is used, otherwise of this process."""
+    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
         return torch.cuda.max_memory_allocated()
+    try:
+        # Of this program alone; ru_maxrss starts with the peak of the process that started it.
+        return 1024 * int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
+    except (OSError, IndexError):
+        pass
     unit = 1 if os.uname().sysname == "Darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -20,8 +20,9 @@ from mask_former.formats import read_panoptic_map
 from mask_former.inference.ruled_model import unwrapped
 from mask_former.prediction.classes import ClassTable, classes_of_dataset
 from mask_former.prediction.predictor import Predictor
-from mask_former.prediction.result_files import save_picture
-from mask_former.prediction.results import InstanceResults, Result, segments_of_map
+from mask_former.prediction.results import Result
+from mask_former.prediction.values import InstanceResults, segments_of_map
+from mask_former.prediction.writing import save_image
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +50,7 @@ def draw_samples(model: nn.Module, cfg: CfgNode, dataset_name: str, count: int, 
             rows = _rows(model, cfg, dataset_name, count)
         if rows:
             Path(file).parent.mkdir(parents=True, exist_ok=True)
-            save_picture(_sheet(rows), Path(file))
+            save_image(_sheet(rows), Path(file))
     except Exception as error:  # of any kind: unreadable files, a full disk, memory
         logger.warning(
             "Sample images of %s were not drawn: %s: %s", dataset_name, type(error).__name__, error

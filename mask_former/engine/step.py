@@ -1,4 +1,4 @@
-"""One training step: a batch, its gradient in one part or several, a look at the losses, new weights."""
+"""One training step: the gradient of a batch, in one part or several, a check of the losses, the update."""
 
 import json
 import logging
@@ -29,9 +29,10 @@ AMP_TYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 class TrainingData:
-    """The batches of a run from `start_iteration` on; the loader starts with the first batch asked for.
+    """The batches of a run from `start_iteration` on.
 
-    So that a checkpoint, which is read after the trainer is built, can still set seed and start.
+    The loader is built when the first batch is requested, so that a checkpoint, which is read after the
+    trainer is built, can set seed and start.
     """
 
     def __init__(self, cfg: CfgNode) -> None:
@@ -44,10 +45,10 @@ class TrainingData:
 
 
 class TrainStep(SimpleTrainer):
-    """Detectron2's step with accumulation, either kind of mixed precision, and a guard against NaN.
+    """Detectron2's step with gradient accumulation, two types of mixed precision and a check for NaN.
 
-    The generator that dropout draws from is seeded anew at each step, from seed, rank and iteration, so
-    that a resumed run goes on exactly as an unbroken one, and an evaluation in between changes nothing.
+    Random numbers (dropout) are seeded at each step by seed, rank and iteration, so that a resumed run equals
+    an uninterrupted one and evaluation does not affect training.
     """
 
     def __init__(self, cfg: CfgNode, model: nn.Module, data: TrainingData, optimizer: Optimizer) -> None:
@@ -73,9 +74,9 @@ class TrainStep(SimpleTrainer):
         torch.manual_seed(step_seed(self.data_loader.seed, comm.get_rank(), self.iter))
         self.optimizer.zero_grad()
         losses = self._backward(batch)
-        self._look_at(losses, batch)
+        self._log(losses, batch)
         get_event_storage().put_scalar("data_time", data_time)
-        # Before the step, whose first act may be to clip: a fused optimizer would unscale after that.
+        # Before the step, which may begin with clipping: a fused optimizer would unscale after that.
         self.grad_scaler.unscale_(self.optimizer)
         self.grad_scaler.step(self.optimizer)
         self.grad_scaler.update()
@@ -92,14 +93,14 @@ class TrainStep(SimpleTrainer):
                 torch.autocast(self.device_type, self.amp_type, enabled=self.amp_type is not None),
             ):
                 losses = {name: loss * weight for name, loss in self.model(part, **arguments).items()}
-                # Summed inside: DistributedDataParallel has to see the backward pass in the same context.
+                # DistributedDataParallel needs forward and backward pass in the same context.
                 self.grad_scaler.scale(sum(losses.values())).backward()
             for name, loss in losses.items():
                 summed[name] = summed.get(name, 0) + loss.detach()
         return summed
 
     def _shares(self, parts: Sequence[Batch]) -> list[tuple[Batch, dict[str, Any], float | Tensor]]:
-        """Return for each part the model's extra arguments and the factor on its losses.
+        """Return each part with the model's extra arguments and the factor on its losses.
 
         With them, the losses of the parts add up to those of the whole batch.
         """
@@ -109,21 +110,19 @@ class TrainStep(SimpleTrainer):
         if hasattr(model, "normalizers"):
             whole = model.normalizers([picture for part in parts for picture in part])
             return [(part, {"normalizers": whole}, 1.0) for part in parts]
-        # The per-pixel models: a mean over the pixels that have a label.
+        # Per-pixel models: the loss is a mean over the labelled pixels.
         ignore = model.sem_seg_head.ignore_value
-        labelled = [sum(int((picture["sem_seg"] != ignore).sum()) for picture in part) for part in parts]
-        return [
-            (part, {}, count / max(sum(labelled), 1)) for part, count in zip(parts, labelled, strict=True)
-        ]
+        counts = [sum(int((picture["sem_seg"] != ignore).sum()) for picture in part) for part in parts]
+        return [(part, {}, count / max(sum(counts), 1)) for part, count in zip(parts, counts, strict=True)]
 
     def _synchronized(self, is_last: bool) -> Any:
-        """Gradients travel between processes once a step, with the last part."""
+        """Return the context in which gradients are averaged over processes with the last part only."""
         if isinstance(self.model, DistributedDataParallel) and not is_last:
             return self.model.no_sync()
         return nullcontext()
 
-    def _look_at(self, losses: dict[str, Tensor], batch: Batch) -> None:
-        """Log the losses, averaged over processes, and stop the run where they are not finite."""
+    def _log(self, losses: dict[str, Tensor], batch: Batch) -> None:
+        """Log the losses, averaged over processes, and raise if their sum is not finite."""
         own = torch.stack(list(losses.values())).float()
         mean = own.clone()
         if comm.get_world_size() > 1:
@@ -143,7 +142,7 @@ class TrainStep(SimpleTrainer):
         storage.put_scalars(**values)
 
     def _report(self, losses: dict[str, float], batch: Batch) -> Path:
-        """Write what there is to know of a step with a loss that is not finite, and return the file."""
+        """Write a report of a step whose loss is not finite and return its file."""
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
         norm = nn.utils.get_total_norm(gradients) / self.grad_scaler.get_scale()
         report = {
@@ -158,12 +157,12 @@ class TrainStep(SimpleTrainer):
         return file
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what has to go on in a resumed run."""
+        """Return the state that a resumed run continues from."""
         state = super().state_dict()
         return {**state, "grad_scaler": self.grad_scaler.state_dict(), "seed": self.data_loader.seed}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over what `state_dict` gave; a scaler's state only if this run has one too."""
+        """Restore the result of `state_dict`; a scaler's state only if this run has a scaler."""
         super().load_state_dict(state_dict)
         self.data_loader.seed = state_dict.get("seed", self.data_loader.seed)
         if self.grad_scaler.is_enabled() and state_dict.get("grad_scaler"):
@@ -171,13 +170,13 @@ class TrainStep(SimpleTrainer):
 
 
 def step_seed(seed: int, rank: int, iteration: int) -> int:
-    """Return the seed of a step's random numbers, another for each seed, rank and iteration."""
+    """Return the seed of a step's random numbers, which differs by seed, rank and iteration."""
     low, high = np.random.SeedSequence((seed, rank, iteration)).generate_state(2).tolist()
     return (high << 32 | low) & (2**63 - 1)
 
 
 def _amp_type(cfg: CfgNode) -> torch.dtype | None:
-    """Return the type that autocast uses, or None where mixed precision is off."""
+    """Return the type for autocast, or None if mixed precision is off."""
     if cfg.SOLVER.AMP.DTYPE not in AMP_TYPES:
         raise ValueError(f"SOLVER.AMP.DTYPE is {cfg.SOLVER.AMP.DTYPE!r}, expected one of {sorted(AMP_TYPES)}")
     return AMP_TYPES[cfg.SOLVER.AMP.DTYPE] if cfg.SOLVER.AMP.ENABLED else None

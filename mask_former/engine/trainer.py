@@ -1,29 +1,26 @@
-"""The trainer of train_net.py: Detectron2's, with the project's data, solver, step and evaluators."""
+"""Detectron2's trainer with the project's data, solver, training step and evaluators."""
 
-import importlib
 import logging
 import weakref
-from argparse import Namespace
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
-from detectron2.engine import DefaultTrainer, default_setup, hooks
+from detectron2.engine import DefaultTrainer, hooks
 from detectron2.engine.hooks import HookBase
 from detectron2.engine.train_loop import TrainerBase
-from detectron2.evaluation import DatasetEvaluator, verify_results
+from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from detectron2.utils.events import EventWriter, JSONWriter, TensorboardXWriter
-from detectron2.utils.logger import setup_logger
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from mask_former.checkpoint import Checkpointer, describe, flat_metrics
-from mask_former.config import load_config
+from mask_former.config import recomputes_activations, refuse_unsupported
 from mask_former.data.loader import build_test_loader
 from mask_former.engine.hooks import KeepBest, ProgressLine, StopOnSignal
 from mask_former.engine.sample_pictures import draw_samples
@@ -38,7 +35,7 @@ from mask_former.solver import build_lr_scheduler, build_optimizer
 
 logger = logging.getLogger(__name__)
 
-# Iterations between two progress lines and two entries of the log files.
+# Iterations between progress lines, and between entries of the log files.
 LOG_PERIOD = 20
 
 
@@ -46,10 +43,11 @@ class Trainer(DefaultTrainer):
     """Trains, evaluates, saves and resumes the model of a configuration."""
 
     def __init__(self, cfg: CfgNode) -> None:
-        TrainerBase.__init__(self)  # DefaultTrainer's own constructor would build its own step
+        TrainerBase.__init__(self)  # DefaultTrainer's constructor would build another step
+        refuse_unsupported(cfg)
         cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
         model = self.build_model(cfg)
-        if cfg.SOLVER.RECOMPUTE_ACTIVATIONS:
+        if recomputes_activations(cfg):
             recompute_activations(model)
         optimizer = self.build_optimizer(cfg, model)
         if comm.get_world_size() > 1:
@@ -57,7 +55,7 @@ class Trainer(DefaultTrainer):
         self._trainer = TrainStep(cfg, model, TrainingData(cfg), optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = Checkpointer(
-            model, cfg.OUTPUT_DIR, metadata=_description(cfg), trainer=weakref.proxy(self)
+            model, cfg.OUTPUT_DIR, metadata=checkpoint_metadata(cfg), trainer=weakref.proxy(self)
         )
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
@@ -65,7 +63,7 @@ class Trainer(DefaultTrainer):
         self.register_hooks(self.build_hooks())
 
     def resume_or_load(self, resume: bool = True) -> None:
-        """Go on from the last checkpoint in OUTPUT_DIR, if asked and possible, else load MODEL.WEIGHTS."""
+        """Resume from the last checkpoint in OUTPUT_DIR if asked and possible, else load MODEL.WEIGHTS."""
         if resume and self.checkpointer.has_checkpoint():
             super().resume_or_load(resume)
         else:
@@ -76,7 +74,7 @@ class Trainer(DefaultTrainer):
         self._trainer.data_loader.start_iteration = self.start_iter
 
     def train(self) -> Any:
-        """Train to the end and return the last evaluation's results, or None where there was none."""
+        """Train and return the results of the last evaluation, or None if there was none."""
         if self.start_iter >= self.max_iter:
             logger.warning(
                 "Nothing to train: %s holds %d of %d iterations. Raise SOLVER.MAX_ITER to go on, or use "
@@ -93,13 +91,13 @@ class Trainer(DefaultTrainer):
         return getattr(self, "_last_eval_results", None)
 
     def build_hooks(self) -> list[HookBase]:
-        """Return what happens around the steps, in the order in which it happens."""
+        """Return the hooks in the order in which they run."""
         cfg = self.cfg
         is_main = comm.is_main_process()
         result = [hooks.IterationTimer(), hooks.LRScheduler()]
         if is_main:
             result.append(hooks.PeriodicCheckpointer(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD))
-        # After the checkpoint, so that a failing evaluation loses nothing.
+        # After the checkpoint is saved, in case evaluation fails.
         result.append(hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self._evaluate))
         if is_main and cfg.TEST.BEST_METRIC:
             result.append(KeepBest(self.checkpointer, cfg.TEST.BEST_METRIC))
@@ -111,8 +109,8 @@ class Trainer(DefaultTrainer):
         self._last_eval_results = self.test(self.cfg, self.model)
         self.checkpointer.metadata["metrics"] = flat_metrics(self._last_eval_results or {})
         if self.iter == self.max_iter:
-            self.iter -= 1  # what a resumed run reads: the last iteration that is done
-            self._save_final()  # once more: its evaluation came after it
+            self.iter -= 1  # a resumed run reads the last finished iteration
+            self._save_final()  # again, now with the metrics
             self.iter += 1
         cfg, count = self.cfg, self.cfg.TEST.SAMPLE_PICTURES
         if comm.is_main_process() and cfg.DATASETS.TEST and count:
@@ -124,7 +122,7 @@ class Trainer(DefaultTrainer):
         self.checkpointer.save("model_final", iteration=self.iter)
 
     def build_writers(self) -> list[EventWriter]:
-        """Return the progress line, metrics.json and TensorBoard's files."""
+        """Return the writers of the progress line, metrics.json and TensorBoard files."""
         folder = Path(self.cfg.OUTPUT_DIR)
         return [
             ProgressLine(self.max_iter, self.cfg.SOLVER.IMS_PER_BATCH),
@@ -158,7 +156,7 @@ class Trainer(DefaultTrainer):
     def build_evaluator(
         cls, cfg: CfgNode, dataset_name: str, output_folder: str | None = None
     ) -> DatasetEvaluator:
-        """See `evaluation.build_evaluators`; files go to OUTPUT_DIR/inference unless said otherwise."""
+        """See `evaluation.build_evaluators`; files go to OUTPUT_DIR/inference by default."""
         return build_evaluators(cfg, dataset_name, output_folder or str(Path(cfg.OUTPUT_DIR) / "inference"))
 
     @classmethod
@@ -194,40 +192,6 @@ class Trainer(DefaultTrainer):
         return OrderedDict((f"{task}_TTA", scores) for task, scores in results.items())
 
 
-def _description(cfg: CfgNode) -> dict[str, Any]:
-    """Return what the checkpoints of a run say of themselves."""
+def checkpoint_metadata(cfg: CfgNode) -> dict[str, Any]:
+    """Return the metadata saved with the checkpoints of a run."""
     return describe(cfg, MetadataCatalog.get(cfg.DATASETS.TRAIN[0]) if cfg.DATASETS.TRAIN else None)
-
-
-def setup(arguments: Namespace) -> CfgNode:
-    """Return the frozen configuration of a command line, with logging and seeds set up."""
-    cfg = load_config(arguments.config_file or None, arguments.opts)
-    cfg.freeze()
-    default_setup(cfg, arguments)
-    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="mask_former")
-    logger.info("Running on %s", cfg.MODEL.DEVICE)
-    return cfg
-
-
-def main(arguments: Namespace) -> Any:
-    """Train or evaluate as the command line says, on one process, and return the results."""
-    for module in arguments.imports:
-        importlib.import_module(module)  # registers the user's data sets or models, in every process
-    cfg = setup(arguments)
-    if not arguments.eval_only:
-        trainer = Trainer(cfg)
-        trainer.checkpointer.strict = arguments.strict
-        trainer.checkpointer.allow_unsafe = arguments.allow_unsafe
-        trainer.resume_or_load(resume=arguments.resume)
-        return trainer.train()
-    check_ground_truth(cfg, cfg.DATASETS.TEST)
-    model = Trainer.build_model(cfg)
-    reading = {"strict": arguments.strict, "allow_unsafe": arguments.allow_unsafe}
-    checkpointer = Checkpointer(model, cfg.OUTPUT_DIR, metadata=_description(cfg), **reading)
-    checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=arguments.resume)
-    results = Trainer.test(cfg, model)
-    if cfg.TEST.AUG.ENABLED:
-        results.update(Trainer.test_with_tta(cfg, model))
-    if comm.is_main_process():
-        verify_results(cfg, results)
-    return results

@@ -6,21 +6,21 @@ from .instances import InstanceEvaluator
 from .panoptic import PanopticEvaluator
 from .panoptic_quality import (
     PanopticCounts,
-    Segments,
+    PanopticSegments,
     count_picture,
     panoptic_scores,
     segments_from_info,
     sum_counts,
 )
 from .semantic import SemanticEvaluator
-from .semantic_scores import SemanticCounts, semantic_scores
+from .semantic_quality import SemanticCounts, semantic_quality
 
 __all__ = [
     "EVALUATORS",
     "InstanceEvaluator",
     "PanopticCounts",
     "PanopticEvaluator",
-    "Segments",
+    "PanopticSegments",
     "SemanticCounts",
     "SemanticEvaluator",
     "build_evaluators",
@@ -30,6 +30,6 @@ __all__ = [
     "panoptic_scores",
     "segments_from_info",
     "semantic_form",
-    "semantic_scores",
+    "semantic_quality",
     "sum_counts",
 ]

@@ -8,11 +8,19 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from .ground_truth import SemanticClasses, pictures_by_file, semantic_classes
-from .saved import Scores, dataset_file, kind_of_predictions, load_json
-from .saved_instances import score_instances
-from .saved_panoptic import score_panoptic
-from .saved_semantic import label_files, pictures_by_stem, score_semantic
+from mask_former.formats import read_json
+
+from .ground_truth import SemanticClasses, entries_by_file, semantic_classes
+from .saved import (
+    Scores,
+    dataset_file,
+    entries_by_stem,
+    label_files,
+    score_instances,
+    score_panoptic,
+    score_semantic,
+    task_of_predictions,
+)
 from .tables import class_table, overall_table, panoptic_table
 
 EXAMPLES = """
@@ -68,16 +76,11 @@ def argument_parser() -> argparse.ArgumentParser:
 
 
 def score(arguments: argparse.Namespace) -> Scores:
-    """Return the scores that a command line asks for."""
+    """Return the scores for the arguments of a command line."""
     for path in (arguments.pred, arguments.gt):
         if path is not None and not path.exists():
             raise FileNotFoundError(f"{path} does not exist.")
-    task = arguments.task or {
-        "labels": "semantic",
-        "semantic": "semantic",
-        "panoptic": "panoptic",
-        "instances": "instance",
-    }.get(kind_of_predictions(arguments.pred))
+    task = arguments.task or task_of_predictions(arguments.pred)
     if task == "semantic":
         return _semantic(arguments)
     dataset = arguments.dataset
@@ -90,10 +93,10 @@ def score(arguments: argparse.Namespace) -> Scores:
 
 def _semantic(arguments: argparse.Namespace) -> Scores:
     if arguments.dataset:
-        pictures = pictures_by_file(arguments.dataset)
-        from_panoptic = not any("sem_seg_file_name" in picture for picture in pictures.values())
+        entries = entries_by_file(arguments.dataset)
+        from_panoptic = not any("sem_seg_file_name" in entry for entry in entries.values())
         classes = semantic_classes(arguments.dataset, from_panoptic)
-        by_stem = pictures_by_stem(pictures)
+        by_stem = entries_by_stem(entries)
     else:
         if not arguments.gt.is_dir():
             raise ValueError(f"{arguments.gt}: semantic ground truth must be a folder of label files.")
@@ -111,7 +114,7 @@ def _class_names(arguments: argparse.Namespace) -> list[str]:
                 "Label files do not say how many classes there are: give --num-classes or --class-names."
             )
         return [str(index) for index in range(arguments.num_classes)]
-    content = load_json(arguments.class_names)
+    content = read_json(arguments.class_names)
     names = [entry["name"] if isinstance(entry, dict) else str(entry) for entry in content]
     if arguments.num_classes not in (None, len(names)):
         raise ValueError(

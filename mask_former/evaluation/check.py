@@ -11,10 +11,10 @@ from detectron2.data import MetadataCatalog
 from .build import CITYSCAPES, evaluators_of
 from .cityscapes import require_cityscapesscripts
 from .ground_truth import (
-    Picture,
+    Entry,
+    entries_by_file,
     panoptic_classes,
     panoptic_target,
-    pictures_by_file,
     semantic_classes,
     semantic_target,
 )
@@ -45,7 +45,7 @@ def check_ground_truth(cfg: CfgNode, dataset_names: Sequence[str], sample: int =
         wanted = evaluators_of(cfg, dataset_name)
         if any(make in CITYSCAPES for make in wanted.values()):
             require_cityscapesscripts(dataset_name)
-        pictures = pictures_by_file(dataset_name)
+        pictures = entries_by_file(dataset_name)
         if not pictures:
             raise ValueError(f"Data set {dataset_name} has no pictures to evaluate.")
         _check_files(pictures, dataset_name)
@@ -64,7 +64,7 @@ def check_ground_truth(cfg: CfgNode, dataset_names: Sequence[str], sample: int =
         )
 
 
-def _check_files(pictures: Mapping[str, Picture], dataset_name: str) -> None:
+def _check_files(pictures: Mapping[str, Entry], dataset_name: str) -> None:
     """Look for every file of every picture; it costs microseconds each."""
     names = [picture[key] for picture in pictures.values() for key in FILE_KEYS if key in picture]
     missing = [name for name in names if not os.path.isfile(name)]
@@ -75,21 +75,21 @@ def _check_files(pictures: Mapping[str, Picture], dataset_name: str) -> None:
         )
 
 
-def _check_panoptic(pictures: Sequence[Picture], dataset_name: str) -> None:
+def _check_panoptic(pictures: Sequence[Entry], dataset_name: str) -> None:
     num_classes = len(panoptic_classes(dataset_name).names)
     for picture in pictures:
         panoptic_map, segments = panoptic_target(picture, num_classes)
         segment_index(panoptic_map, segments.ids, picture["pan_seg_file_name"])
 
 
-def _check_semantic(pictures: Sequence[Picture], dataset_name: str) -> None:
+def _check_semantic(pictures: Sequence[Entry], dataset_name: str) -> None:
     from_panoptic = not any("sem_seg_file_name" in picture for picture in pictures)
     classes = semantic_classes(dataset_name, from_panoptic)
     for picture in pictures:
         semantic_target(picture, len(classes.names), classes.ignore_label)
 
 
-def _check_instances(pictures: Mapping[str, Picture], dataset_name: str) -> None:
+def _check_instances(pictures: Mapping[str, Entry], dataset_name: str) -> None:
     """Look whether the annotation file loads and is of the same pictures."""
     path = MetadataCatalog.get(dataset_name).json_file
     if not os.path.isfile(path):

@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 
 from mask_former.formats import read_label_map, read_panoptic_map
 
-from .panoptic_quality import Segments, segment_index, segments_from_info
-from .semantic_scores import to_classes
+from .panoptic_quality import PanopticSegments, segment_index, segments_from_info
+from .semantic_quality import to_classes
 
-Picture = Mapping[str, Any]  # one entry of a data set, in Detectron2's format
+Entry = Mapping[str, Any]  # one picture of a data set, in Detectron2's format
 
 
 class PanopticClasses(NamedTuple):
@@ -92,9 +92,9 @@ def semantic_classes(dataset_name: str, from_panoptic: bool = False) -> Semantic
     return SemanticClasses(names, getattr(metadata, "ignore_label", None), dataset_ids)
 
 
-def pictures_by_file(dataset_name: str) -> dict[str, Picture]:
+def entries_by_file(dataset_name: str) -> dict[str, Entry]:
     """Return the pictures of a data set by `file_name`; a name or image id that comes twice is an error."""
-    pictures: dict[str, Picture] = {}
+    pictures: dict[str, Entry] = {}
     image_ids = set()
     for picture in DatasetCatalog.get(dataset_name):
         name = picture["file_name"]
@@ -108,36 +108,36 @@ def pictures_by_file(dataset_name: str) -> dict[str, Picture]:
     return pictures
 
 
-def picture_of(pictures: Mapping[str, Picture], file_name: str, dataset_name: str) -> Picture:
+def entry_of(pictures: Mapping[str, Entry], file_name: str, dataset_name: str) -> Entry:
     """Return the data set's entry of a picture that was evaluated."""
     if file_name not in pictures:
         raise KeyError(f"{file_name} was evaluated, but is none of the {len(pictures)} of {dataset_name}.")
     return pictures[file_name]
 
 
-def panoptic_target(picture: Picture, num_classes: int) -> tuple[NDArray[np.int32], Segments]:
+def panoptic_target(entry: Entry, num_classes: int) -> tuple[NDArray[np.int32], PanopticSegments]:
     """Return the true panoptic map (H, W) of a picture, and its segments."""
-    if "pan_seg_file_name" not in picture:
-        raise KeyError(f"{picture['file_name']}: the data set gives no panoptic truth ('pan_seg_file_name').")
-    source = picture["pan_seg_file_name"]
-    infos = picture.get("segments_info", [])
+    if "pan_seg_file_name" not in entry:
+        raise KeyError(f"{entry['file_name']}: the data set gives no panoptic truth ('pan_seg_file_name').")
+    source = entry["pan_seg_file_name"]
+    infos = entry.get("segments_info", [])
     segments = segments_from_info(infos, {index: index for index in range(num_classes)}, source)
     return read_panoptic_map(source), segments
 
 
-def semantic_target(picture: Picture, num_classes: int, ignore_label: int | None) -> NDArray[np.int64]:
+def semantic_target(entry: Entry, num_classes: int, ignore_label: int | None) -> NDArray[np.int64]:
     """Return the true classes (H, W) of a picture in 0..K-1, void as K.
 
     A picture without semantic labels has those of its panoptic truth, crowds included.
     """
-    if "sem_seg_file_name" in picture:
-        source = picture["sem_seg_file_name"]
+    if "sem_seg_file_name" in entry:
+        source = entry["sem_seg_file_name"]
         return to_classes(read_label_map(source), num_classes, ignore_label, source)
-    if "pan_seg_file_name" not in picture:
+    if "pan_seg_file_name" not in entry:
         raise KeyError(
-            f"{picture['file_name']}: the data set gives no semantic truth "
+            f"{entry['file_name']}: the data set gives no semantic truth "
             "('sem_seg_file_name' or 'pan_seg_file_name')."
         )
-    panoptic_map, segments = panoptic_target(picture, num_classes)
+    panoptic_map, segments = panoptic_target(entry, num_classes)
     class_of_segment = np.concatenate([[num_classes], segments.classes])
-    return class_of_segment[segment_index(panoptic_map, segments.ids, picture["pan_seg_file_name"])]
+    return class_of_segment[segment_index(panoptic_map, segments.ids, entry["pan_seg_file_name"])]

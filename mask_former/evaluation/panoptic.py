@@ -15,7 +15,7 @@ from PIL import Image
 
 from mask_former.formats import id_to_rgb
 
-from .ground_truth import panoptic_classes, panoptic_target, picture_of, pictures_by_file
+from .ground_truth import entries_by_file, entry_of, panoptic_classes, panoptic_target
 from .panoptic_quality import count_picture, no_counts, panoptic_scores, segments_from_info, sum_counts
 from .tables import class_table, panoptic_table
 
@@ -54,7 +54,7 @@ class PanopticEvaluator(DatasetEvaluator):
             raise ValueError("save_predictions needs an output_dir to save them in.")
         self._dataset_name = dataset_name
         self._classes = panoptic_classes(dataset_name)
-        self._pictures = pictures_by_file(dataset_name)
+        self._pictures = entries_by_file(dataset_name)
         self._folder = Path(output_dir) / "predictions" if save_predictions and output_dir else None
         if self._folder and len({Path(name).stem for name in self._pictures}) < len(self._pictures):
             raise ValueError(
@@ -82,7 +82,7 @@ class PanopticEvaluator(DatasetEvaluator):
             file_name = entry["file_name"]
             panoptic_map = result["panoptic_seg"][0].cpu().numpy()
             infos = result["panoptic_seg"][1]
-            picture = picture_of(self._pictures, file_name, self._dataset_name)
+            picture = entry_of(self._pictures, file_name, self._dataset_name)
             target_map, target = panoptic_target(picture, num_classes)
             class_of = {index: index for index in range(num_classes)}
             predicted = segments_from_info(infos, class_of, f"{file_name}: prediction")

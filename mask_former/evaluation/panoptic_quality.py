@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 from mask_former.formats import MAX_SEGMENT_ID
 
 
-class Segments(NamedTuple):
+class PanopticSegments(NamedTuple):
     """The segments of one panoptic map; M may be 0.
 
     ids: (M,) int64, positive and distinct, as painted in the map.
     classes: (M,) int64 in 0..K-1.
-    crowd: (M,) bool, True where a segment is a group that shall not be told apart.
+    crowd: (M,) bool, True where a segment is a group whose members are not separated.
     """
 
     ids: NDArray[np.int64]
@@ -49,7 +49,7 @@ def sum_counts(parts: Iterable[PanopticCounts]) -> PanopticCounts:
 
 def segments_from_info(
     infos: Sequence[Mapping[str, Any]], class_of: Mapping[int, int], source: str
-) -> Segments:
+) -> PanopticSegments:
     """Return the segments that a `segments_info` list names.
 
     Args:
@@ -71,7 +71,7 @@ def segments_from_info(
         )
     classes = np.array([class_of[int(info["category_id"])] for info in infos], np.int64)
     crowd = np.array([bool(info.get("iscrowd", 0)) for info in infos], np.bool_)
-    return Segments(ids, classes, crowd)
+    return PanopticSegments(ids, classes, crowd)
 
 
 def segment_index(
@@ -99,9 +99,9 @@ def segment_index(
 
 def count_picture(
     target_map: NDArray[np.integer],
-    target: Segments,
+    target: PanopticSegments,
     predicted_map: NDArray[np.integer],
-    predicted: Segments,
+    predicted: PanopticSegments,
     num_classes: int,
     source: str = "picture",
 ) -> PanopticCounts:
@@ -126,7 +126,7 @@ def count_picture(
 
 
 def _count_overlap(
-    overlap: NDArray[np.int64], target: Segments, predicted: Segments, num_classes: int
+    overlap: NDArray[np.int64], target: PanopticSegments, predicted: PanopticSegments, num_classes: int
 ) -> PanopticCounts:
     """Return the counts from pixels shared, (1 + true, 1 + predicted segments); void is first in each."""
     shared = overlap[1:, 1:]

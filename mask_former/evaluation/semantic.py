@@ -17,8 +17,8 @@ from mask_former.formats import encode_mask
 from mask_former.inference.postprocess import labels_of_scores
 from mask_former.inference.rules import NO_CLASS
 
-from .ground_truth import picture_of, pictures_by_file, semantic_classes, semantic_target
-from .semantic_scores import SemanticCounts, to_classes
+from .ground_truth import entries_by_file, entry_of, semantic_classes, semantic_target
+from .semantic_quality import SemanticCounts, to_classes
 from .tables import class_table, overall_table
 
 logger = logging.getLogger(__name__)
@@ -29,7 +29,7 @@ class SemanticEvaluator(DatasetEvaluator):
 
     Takes from a model, under "sem_seg", scores (K, H, W) or a label map (H, W) of integers. Gives, on the
     main process, `{"sem_seg": scores}` with the keys of Detectron2's SemSegEvaluator (see
-    `semantic_scores` for the definition of mIoU); None on the others.
+    `semantic_quality` for the definition of mIoU); None on the others.
     """
 
     semantic_form = "labels"
@@ -61,7 +61,7 @@ class SemanticEvaluator(DatasetEvaluator):
         if save_predictions and output_dir is None:
             raise ValueError("save_predictions needs an output_dir to save them in.")
         self._dataset_name = dataset_name
-        self._pictures = pictures_by_file(dataset_name)
+        self._pictures = entries_by_file(dataset_name)
         from_panoptic = not any("sem_seg_file_name" in picture for picture in self._pictures.values())
         self._classes = semantic_classes(dataset_name, from_panoptic)
         self._json_file = (
@@ -92,7 +92,7 @@ class SemanticEvaluator(DatasetEvaluator):
                     "The model gave no 'sem_seg' to evaluate; set MODEL.MASK_FORMER.TEST.SEMANTIC_ON True."
                 )
             file_name = entry["file_name"]
-            picture = picture_of(self._pictures, file_name, self._dataset_name)
+            picture = entry_of(self._pictures, file_name, self._dataset_name)
             target = semantic_target(picture, num_classes, ignore_label)
             predicted = predicted_classes(result["sem_seg"], num_classes, ignore_label, file_name)
             self._counts.add(target, predicted, file_name)
@@ -130,7 +130,7 @@ def predicted_classes(
     """Return (H, W) in 0..K, K where no class is predicted.
 
     Args:
-        sem_seg: scores (K, H, W), or integer labels (H, W), where `NO_CLASS` and `ignore_label` mean none.
+        sem_seg: scores (K, H, W), or integer labels (H, W); `NO_CLASS` and `ignore_label` are no class.
         num_classes: K.
         ignore_label: the data set's label for void, or None.
         source: what to call the prediction in an error.

@@ -1,30 +1,37 @@
-"""The network made ready for inference: the same answers, within stated tolerances, in less time.
+"""Preparation of a network for inference: the same results, within stated tolerances, in less time.
 
-Normalisation with fixed statistics is folded into the convolution before it; convolutions see channels last;
-what depends on weights or sizes alone is computed once; the last convolution of the pixel decoder and the
-product with the queries become one; on CPUs linear layers go the way of convolutions; and where the hardware
-multiplies bfloat16, all but the transformer decoder uses it.
+- Norms with fixed statistics are folded into the convolution before them.
+- Convolutions use the channels-last memory format.
+- Swin's position biases and shift masks, which depend on weights and sizes alone, are computed once.
+- The last convolution of the pixel decoder and the product with the queries are merged.
+- On CPUs, linear layers run as 1x1 convolutions.
+- Where the hardware multiplies bfloat16, all but the transformer decoder uses it.
+
+Only modules of exactly the types named here are changed: a subclass may compute something else.
 """
 
 import copy
 import functools
 import itertools
-from collections.abc import Iterator
 from typing import Any
 
 import torch
-from detectron2.layers import FrozenBatchNorm2d
+from detectron2.layers import Conv2d, FrozenBatchNorm2d
+from detectron2.layers.batch_norm import NaiveSyncBatchNorm
 from torch import Tensor, nn
 
-from mask_former.modeling.pixel_decoder import BasePixelDecoder
+from mask_former.modeling.head import MaskFormerHead
+from mask_former.modeling.per_pixel import PerPixelBaselinePlusHead
+from mask_former.modeling.pixel_decoder import BasePixelDecoder, TransformerEncoderPixelDecoder
 from mask_former.modeling.structures import Prediction
+from mask_former.modeling.swin import SwinStage
 from mask_former.modeling.transformer_decoder import StandardTransformerDecoder
+from mask_former.modeling.window_attention import WindowAttention
 
 PRECISIONS = ("auto", "float32", "bfloat16")
-# Sizes of maps for which a Swin stage remembers its masks.
-REMEMBERED_SIZES = 8
-
-FixedNorm = FrozenBatchNorm2d | nn.modules.batchnorm._BatchNorm
+# Number of map sizes for which a Swin stage caches its shift masks.
+CACHED_SIZES = 8
+NORMS = (FrozenBatchNorm2d, nn.BatchNorm2d, nn.SyncBatchNorm, NaiveSyncBatchNorm)
 
 
 def prepare_for_inference(
@@ -35,43 +42,46 @@ def prepare_for_inference(
     cuda_graphs: bool = False,
     in_place: bool = False,
 ) -> nn.Module:
-    """Return the model in evaluation mode, for inference alone, called as before.
+    """Return a copy of the model in evaluation mode, for inference only, with the same interface.
 
-    Against the model as it was, float32 differs by rounding, by less than 1e-4 of the largest logit; bfloat16
-    by up to 0.1 of it with random weights, for it keeps 8 bits through some 60 layers. The result no longer
-    has the names of a checkpoint: load weights first, and prepare anew where they change.
+    Compared to the original, float32 differs by rounding, by less than 1e-4 of the largest logit; bfloat16 by
+    up to 0.1 of it with random weights, since it keeps 8 bits through some 60 layers. The names of the state
+    dict change: load weights first, and prepare again if they change.
 
     Args:
         model: any model with `backbone` and `sem_seg_head`, ours or Detectron2's around our heads.
-        precision: "float32"; "bfloat16"; or "auto", bfloat16 where the model's device multiplies it natively
-            and else float32.
-        compiled: also let torch.compile fuse what it can: minutes at the first picture of each size.
-        cuda_graphs: replay recorded launches, for pictures of few sizes on CUDA; needs `compiled`.
-        in_place: change the model itself instead of a copy of it.
+        precision: "float32"; "bfloat16"; or "auto": bfloat16 if the model's device multiplies it natively,
+            otherwise float32.
+        compiled: also use torch.compile, which takes minutes at the first picture of each size; from the
+            ninth size on, pictures of new sizes run without.
+        cuda_graphs: record and replay CUDA graphs, for pictures of few sizes; needs `compiled`.
+        in_place: change the model itself instead of a copy.
     """
     device = next(model.parameters()).device
-    chosen = inference_type(precision, device)
+    dtype = inference_type(precision, device)
     if cuda_graphs and not (compiled and device.type == "cuda"):
         raise ValueError(
             f"cuda_graphs needs compiled=True and a model on CUDA; here compiled is {compiled} and the model "
             f"is on {device.type}. Leave cuda_graphs out, or move the model."
         )
-    fast: Any = model if in_place else copy.deepcopy(model)
-    fast.eval().requires_grad_(False)
-    fold_norms(fast)
-    fast.to(memory_format=torch.channels_last)
-    _convert(fast, chosen)
-    _remember_what_is_fixed(fast)
-    if device.type == "cpu" and not compiled:
-        _multiply_as_convolutions(fast)
+    prepared: Any = model if in_place else copy.deepcopy(model)
+    prepared.eval().requires_grad_(False)
+    fold_norms(prepared)
+    prepared.to(memory_format=torch.channels_last)
+    _convert(prepared, dtype)
+    _cache_position_biases(prepared)
     if compiled:
-        for part in (fast.backbone, fast.sem_seg_head):
+        for part in (prepared.backbone, prepared.sem_seg_head):
             part.compile(mode="reduce-overhead" if cuda_graphs else "default", dynamic=False)
-    return fast
+        return prepared
+    _cache_shift_masks(prepared)
+    if device.type == "cpu":
+        _run_linear_layers_as_convolutions(prepared)
+    return prepared
 
 
 def inference_type(precision: str, device: torch.device) -> torch.dtype:
-    """Return the type that `precision` means on a device; see `prepare_for_inference`."""
+    """Return the type for `precision` on a device; see `prepare_for_inference`."""
     if precision not in PRECISIONS:
         raise ValueError(f"precision is {precision!r}, expected one of {', '.join(PRECISIONS)}.")
     if precision == "bfloat16" or (precision == "auto" and _multiplies_bfloat16(device)):
@@ -83,7 +93,7 @@ def _multiplies_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
     if device.type == "cpu":
-        # Not in every torch that we run on.
+        # Missing in older torch.
         names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
         return any(getattr(torch.cpu, name, bool)() for name in names)
     return False
@@ -91,30 +101,33 @@ def _multiplies_bfloat16(device: torch.device) -> bool:
 
 @torch.no_grad()
 def fold_norms(model: nn.Module) -> int:
-    """Fold each norm with fixed statistics into its convolution, in place, and return how many there were.
+    """Fold each norm with fixed statistics into its convolution, in place, and return their number.
 
-    A norm counts if it is the attribute `norm` of a convolution, as Detectron2 builds them, or follows one in
-    an `nn.Sequential`. Computed in float64, so that the only difference is the rounding of the new weights.
+    A norm is folded if it is the attribute `norm` of Detectron2's Conv2d, or follows an nn.Conv2d in an
+    nn.Sequential. Computed in float64, so that the only difference is the rounding of the new weights.
     """
     folded = 0
     modules: list[Any] = list(model.modules())
     for module in modules:
-        if isinstance(module, nn.Conv2d) and isinstance(getattr(module, "norm", None), FixedNorm):
-            conv: Any = module
-            _fold(conv, conv.norm)
-            conv.norm = None
+        if type(module) is Conv2d and _has_fixed_statistics(module.norm):
+            _fold(module, module.norm)
+            module.norm = None
             folded += 1
-        if isinstance(module, nn.Sequential):
-            for (_, first), (name, norm) in itertools.pairwise(list(module.named_children())):
-                if isinstance(first, nn.Conv2d) and isinstance(norm, FixedNorm):
-                    _fold(first, norm)
+        if type(module) is nn.Sequential:
+            for (_, conv), (name, norm) in itertools.pairwise(list(module.named_children())):
+                if type(conv) is nn.Conv2d and _has_fixed_statistics(norm):
+                    _fold(conv, norm)
                     setattr(module, name, nn.Identity())
                     folded += 1
     return folded
 
 
+def _has_fixed_statistics(norm: Any) -> bool:
+    return type(norm) in NORMS and norm.running_var is not None
+
+
 def _fold(conv: nn.Conv2d, norm: Any) -> None:
-    """Give the convolution the weights that make the norm after it superfluous."""
+    """Set the weights of the convolution to those of convolution and norm together."""
     scale = (norm.running_var.double() + norm.eps).rsqrt()
     if norm.weight is not None:
         scale = scale * norm.weight.double()
@@ -129,7 +142,7 @@ def _fold(conv: nn.Conv2d, norm: Any) -> None:
 
 
 def _convert(model: Any, dtype: torch.dtype) -> None:
-    """Let backbone and pixel decoder compute in `dtype` and the rest in float32."""
+    """Run backbone and pixel decoder in `dtype` and the rest in float32."""
     model.backbone.to(dtype).register_forward_pre_hook(functools.partial(_cast_inputs, dtype))
     head = model.sem_seg_head
     if getattr(head, "pixel_decoder", None) is None:
@@ -137,7 +150,7 @@ def _convert(model: Any, dtype: torch.dtype) -> None:
         return
     head.pixel_decoder.to(dtype)
     if isinstance(getattr(head, "predictor", None), nn.Module):
-        is_merged = _merge_mask_products(head.pixel_decoder, head.predictor)
+        is_merged = _merge_mask_products(head)
         cast = _cast_memory if is_merged else functools.partial(_cast_inputs, torch.float32)
         head.predictor.register_forward_pre_hook(cast)
 
@@ -155,45 +168,54 @@ def _cast(value: Any, dtype: torch.dtype) -> Any:
     return value
 
 
-def _remember_what_is_fixed(model: nn.Module) -> None:
-    """Compute the position biases of Swin's blocks now, and a stage's masks once for each size."""
-    modules: Iterator[Any] = model.modules()
-    for module in modules:
-        if callable(getattr(module, "position_bias", None)):
-            module.position_bias = functools.partial(_same, module.position_bias().contiguous())
-        if callable(getattr(module, "_shift_mask", None)):
-            module._shift_mask = functools.lru_cache(REMEMBERED_SIZES)(module._shift_mask)
+def _cache_position_biases(model: nn.Module) -> None:
+    for attention in _modules_of(model, WindowAttention):
+        attention.position_bias = functools.partial(_identity, attention.position_bias().contiguous())
 
 
-def _multiply_as_convolutions(model: nn.Module) -> None:
-    """Let float32 linear layers be 1x1 convolutions, whose library has the faster products on many CPUs."""
-    for module in model.modules():
-        if type(module) is nn.Linear and module.weight.dtype == torch.float32:
-            layer: Any = module
+def _cache_shift_masks(model: nn.Module) -> None:
+    """Cache the masks of Swin's stages by size; torch.compile could not trace the cache, and needs none."""
+    for stage in _modules_of(model, SwinStage):
+        stage.grid_masks = functools.lru_cache(CACHED_SIZES)(stage.grid_masks)
+
+
+def _run_linear_layers_as_convolutions(model: nn.Module) -> None:
+    """Run float32 linear layers as 1x1 convolutions, whose library has faster products on many CPUs."""
+    for layer in _modules_of(model, nn.Linear):
+        if layer.weight.dtype == torch.float32:
             layer.forward = functools.partial(_linear, layer)
 
 
+def _modules_of(model: nn.Module, kind: type[nn.Module]) -> list[Any]:
+    return [module for module in model.modules() if type(module) is kind]
+
+
 def _linear(layer: nn.Linear, x: Tensor) -> Tensor:
-    """Return what the layer makes of (..., C) float32."""
+    """Apply the layer to (..., C) float32."""
     rows = x.reshape(1, -1, 1, x.shape[-1]).permute(0, 3, 1, 2)
-    found = torch.conv2d(rows, layer.weight[:, :, None, None], layer.bias)
-    return found.permute(0, 2, 3, 1).reshape(*x.shape[:-1], len(layer.weight))
+    outputs = torch.conv2d(rows, layer.weight[:, :, None, None], layer.bias)
+    return outputs.permute(0, 2, 3, 1).reshape(*x.shape[:-1], len(layer.weight))
 
 
-def _same(value: Tensor) -> Tensor:
+def _identity(value: Tensor) -> Tensor:
     return value
 
 
-def _merge_mask_products(decoder: Any, predictor: Any) -> bool:
-    """Let the queries be convolved with what the pixel decoder's last convolution would have been given.
+def _merge_mask_products(head: Any) -> bool:
+    """Merge the pixel decoder's last convolution and the product with the queries; return whether it is done.
 
-    Both are linear, so that (query . weights) * map is query . (weights * map), with as many output channels
-    as there are queries instead of mask channels. Returns False, and changes nothing, where that is not so.
+    Both are linear: (query . weights) * map is query . (weights * map), with as many output channels as there
+    are queries instead of mask channels. Nothing changes where that is more, or where a type is not known.
     """
-    if type(predictor) is not StandardTransformerDecoder or not isinstance(decoder, BasePixelDecoder):
+    decoder, predictor = head.pixel_decoder, head.predictor
+    if (
+        type(head) not in (MaskFormerHead, PerPixelBaselinePlusHead)
+        or type(decoder) not in (BasePixelDecoder, TransformerEncoderPixelDecoder)
+        or type(predictor) is not StandardTransformerDecoder
+    ):
         return False
     last = decoder.mask_features
-    if not isinstance(last, nn.Conv2d) or len(predictor.query_embed.weight) > last.out_channels:
+    if type(last) is not Conv2d or len(predictor.query_embed.weight) > last.out_channels:
         return False
     decoder.mask_features = nn.Identity()
     predictor._predict = functools.partial(_predict, predictor, last)
@@ -201,7 +223,7 @@ def _merge_mask_products(decoder: Any, predictor: Any) -> bool:
 
 
 def _cast_memory(module: nn.Module, inputs: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """Leave the map that masks are made from as it is; see `_predict`."""
+    """Cast the memory, but not the map that masks are computed from; see `_predict`."""
     memory, last_map = inputs
     return memory.float(), last_map
 
@@ -209,7 +231,7 @@ def _cast_memory(module: nn.Module, inputs: tuple[Tensor, Tensor]) -> tuple[Tens
 def _predict(
     decoder: StandardTransformerDecoder, last: nn.Conv2d, states: Tensor, last_map: Tensor
 ) -> Prediction:
-    """Return what `decoder` says, given the map (B, C, h, w) before the convolution it was trained behind."""
+    """Return the prediction of `decoder` from the input (B, C, h, w) of the convolution `last`."""
     class_embed = decoder.class_embed
     class_logits = states.new_empty(*states.shape[:2], 0) if class_embed is None else class_embed(states)
     queries = decoder.mask_embed(states)

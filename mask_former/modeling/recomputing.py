@@ -1,4 +1,4 @@
-"""Activation checkpointing: less memory in training, for one more forward pass of what is recomputed."""
+"""Activation checkpointing: less memory in training, for a second forward pass of the blocks concerned."""
 
 import functools
 from collections.abc import Callable, Iterator
@@ -10,29 +10,21 @@ from detectron2.layers import CNNBlockBase
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from mask_former.modeling.swin import SwinStage
+from mask_former.modeling.swin import SwinBlock
 from mask_former.modeling.transformer import DecoderLayer, EncoderLayer
 
 
 def recompute_activations(model: nn.Module) -> int:
-    """Have the blocks of backbone and transformers keep only their inputs for the backward pass.
+    """Let the blocks of backbone and transformers keep only their inputs for the backward pass.
 
-    Gradients stay the same to the bit, dropout included, and so do running statistics. Returns how many
-    blocks or stages it concerns.
+    Gradients and running statistics stay bit-identical, dropout included. Returns the number of blocks.
     """
-    changed = 0
-    modules: list[Any] = list(model.modules())
-    for module in modules:
-        if isinstance(module, SwinStage):
-            module.use_checkpoint = True
-        elif isinstance(module, CNNBlockBase | EncoderLayer | DecoderLayer):
-            block: Any = module
-            norms = [part for part in block.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
-            block.forward = functools.partial(_recomputed, norms, block.forward)
-        else:
-            continue
-        changed += 1
-    return changed
+    kinds = (CNNBlockBase, SwinBlock, EncoderLayer, DecoderLayer)
+    blocks: list[Any] = [module for module in model.modules() if isinstance(module, kinds)]
+    for block in blocks:
+        norms = [part for part in block.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
+        block.forward = functools.partial(_recomputed, norms, block.forward)
+    return len(blocks)
 
 
 def _recomputed(norms: list[Any], forward: Callable[..., Any], *inputs: Any) -> Any:
@@ -43,14 +35,14 @@ def _recomputed(norms: list[Any], forward: Callable[..., Any], *inputs: Any) -> 
 
 
 def _contexts(norms: list[Any]) -> tuple[Any, Any]:
-    """Return what surrounds the first and the second computation of a block."""
+    """Return the contexts of the first and the second forward pass."""
     return nullcontext(), _without_tracking(norms)
 
 
 @contextmanager
 def _without_tracking(norms: list[Any]) -> Iterator[None]:
-    """Keep norms that normalise by the batch from counting it in their running statistics once more."""
-    # With all tensors in place, since what is saved for the backward pass has to be the same.
+    """Keep batch norms from updating their running statistics a second time."""
+    # The tensors stay in place, since both passes have to save the same ones for the backward pass.
     before = [(norm, norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm in norms:
         norm.momentum, norm.num_batches_tracked = 0.0, None

@@ -1,13 +1,11 @@
-"""Swin Transformer as a backbone: attention in windows that shift from block to block (arXiv 2103.14030).
+"""Swin Transformer backbone: windowed attention, shifted in every second block (arXiv 2103.14030).
 
-Maps are channels-last, (B, H, W, C), until they leave the backbone. N is the number of positions in a
-window. Any picture size will do: what does not fill a patch, a window or a pair of pixels is padded with
-zeros, right and below, and cut off again. Attribute names are those of the published checkpoints.
+Maps are channels-last, (B, H, W, C), inside the backbone; N is the number of positions in a window. Pictures
+may have any size: patches, windows and pairs of pixels are padded with zeros, right and below, and cropped
+again. Attribute names are those of the published checkpoints.
 """
 
 from collections.abc import Sequence
-from functools import lru_cache
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -15,71 +13,19 @@ from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-# Added to the attention logit of two positions that only the cyclic shift made neighbours. The published
-# models were trained with this number; being finite, it is safe in float16 as well.
-APART = -100.0
-
-
-class BlockOptions(NamedTuple):
-    """What all blocks of a backbone share."""
-
-    window_size: int
-    mlp_ratio: float
-    qkv_bias: bool
-    qk_scale: float | None
-    drop: float
-    attn_drop: float
-
-
-def relative_position_index(window_size: int) -> Tensor:
-    """Return for each pair of positions in a window the row of the bias table, (N, N) int64.
-
-    The row stands for the offset between the two, first position minus second, rows before columns.
-    """
-    positions = torch.arange(window_size)
-    offsets = positions[:, None] - positions[None, :] + window_size - 1  # (w, w), 0..2w-2
-    side = 2 * window_size - 1
-    index = offsets[:, None, :, None] * side + offsets[None, :, None, :]  # row, column, row', column'
-    return index.reshape(window_size**2, window_size**2)
-
-
-def _build_shift_masks(window_size: int, shift: int, device: torch.device) -> Tensor:
-    wrapped = torch.arange(window_size, device=device) >= window_size - shift
-    row, column = wrapped[:, None], wrapped[None, :]
-    nowhere = torch.zeros_like(row & column)
-    kinds = (nowhere, column | nowhere, row | nowhere, row * 2 + column)
-    part = torch.stack([kind.long() for kind in kinds]).flatten(1)  # (4, N)
-    return torch.where(part[:, :, None] == part[:, None, :], 0.0, APART)
-
-
-@lru_cache(maxsize=16)
-def _cached_shift_masks(window_size: int, shift: int, device: torch.device) -> Tensor:
-    with torch.inference_mode(False):  # a tensor born in inference mode could not be trained with later
-        return _build_shift_masks(window_size, shift, device)
-
-
-def shift_masks(window_size: int, shift: int, device: torch.device) -> Tensor:
-    """Return what a shifted window adds to its attention logits, (4, N, N) float.
-
-    There are four kinds of windows whatever the size of the map: 0 inside, 1 in the last column, 2 in the
-    last row, 3 in both. In 1 to 3 the shift joins parts that are apart in the picture.
-    """
-    if torch.compiler.is_compiling():  # a tracer's stand-in for a tensor must not outlive the tracing
-        return _build_shift_masks(window_size, shift, device)
-    return _cached_shift_masks(window_size, shift, device)
+from mask_former.modeling.window_attention import BlockOptions, WindowAttention, shift_masks
 
 
 class DropPath(nn.Module):
-    """Stochastic depth: leave a branch out for whole samples, with the probability given."""
+    """Stochastic depth: drop a residual branch for whole samples with a given probability."""
 
     def __init__(self, probability: float) -> None:
         super().__init__()
         self.probability = probability
 
     def forward(self, branch: Tensor) -> Tensor:
-        """Return `branch` (B, ...), zero in dropped samples and scaled up in the others; as it is in eval."""
+        """Return `branch` (B, ...): in training zero for dropped samples and scaled up for the others."""
         if not self.training or self.probability == 0:
             return branch
         kept = branch.new_empty(branch.shape[0], *(1,) * (branch.ndim - 1)).bernoulli_(1 - self.probability)
@@ -87,7 +33,7 @@ class DropPath(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Two linear layers with a GELU between them, at each position."""
+    """Two linear layers with a GELU in between, applied at each position."""
 
     def __init__(self, channels: int, hidden: int, drop: float) -> None:
         super().__init__()
@@ -100,58 +46,8 @@ class Mlp(nn.Module):
         return self.drop(self.fc2(self.drop(F.gelu(self.fc1(features)))))
 
 
-class WindowAttention(nn.Module):
-    """Self-attention within windows, with a learned bias for each offset between two positions."""
-
-    relative_position_index: Tensor
-
-    def __init__(self, channels: int, num_heads: int, options: BlockOptions) -> None:
-        super().__init__()
-        self.num_heads = num_heads
-        self.scale = options.qk_scale
-        self.attn_drop = options.attn_drop
-        side = 2 * options.window_size - 1
-        self.relative_position_bias_table = nn.Parameter(torch.empty(side**2, num_heads))
-        nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
-        # Persistent, because published checkpoints hold it.
-        self.register_buffer("relative_position_index", relative_position_index(options.window_size))
-        self.qkv = nn.Linear(channels, 3 * channels, bias=options.qkv_bias)
-        self.proj = nn.Linear(channels, channels)
-        self.proj_drop = nn.Dropout(options.drop)
-
-    def position_bias(self) -> Tensor:
-        """Return what the offset of two positions adds to their attention logit, (heads, N, N)."""
-        index = self.relative_position_index
-        bias = self.relative_position_bias_table[index.flatten()]
-        return bias.view(*index.shape, self.num_heads).permute(2, 0, 1)
-
-    def forward(self, windows: Tensor, shift_mask: Tensor | None) -> Tensor:
-        """Attend within each window.
-
-        Args:
-            windows: (B*n, N, C), the n windows of an image in succession.
-            shift_mask: (n, N, N), added to the logits of every head; None for windows that are not shifted.
-
-        Returns:
-            (B*n, N, C).
-        """
-        count, positions, channels = windows.shape
-        qkv = self.qkv(windows).view(count, positions, 3, self.num_heads, channels // self.num_heads)
-        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each (B*n, heads, N, C/heads)
-        mask = self.position_bias()[None]
-        if shift_mask is not None:
-            mask = mask + shift_mask[:, None].to(mask.dtype)  # (n, heads, N, N)
-            # Copies of the mask cost less than copies of query, key and value in another order would.
-            mask = mask.repeat(count // shift_mask.shape[0], 1, 1, 1)
-        drop = self.attn_drop if self.training else 0.0
-        attended = F.scaled_dot_product_attention(
-            query, key, value, attn_mask=mask.to(query.dtype), dropout_p=drop, scale=self.scale
-        )
-        return self.proj_drop(self.proj(attended.transpose(1, 2).reshape(count, positions, channels)))
-
-
 class SwinBlock(nn.Module):
-    """Window attention and an MLP, each normalised before and added to what came in."""
+    """Window attention and an MLP, each with a norm before it and a residual connection around it."""
 
     def __init__(
         self, channels: int, num_heads: int, shift: int, drop_path: float, options: BlockOptions
@@ -166,7 +62,7 @@ class SwinBlock(nn.Module):
         self.drop_path = DropPath(drop_path)
 
     def forward(self, features: Tensor, shift_mask: Tensor) -> Tensor:
-        """Map (B, H, W, C) to (B, H, W, C); `shift_mask` (n, N, N) is read only if this block shifts."""
+        """Map (B, H, W, C) to (B, H, W, C); `shift_mask` (n, N, N) is used only if the block is shifted."""
         features = features + self.drop_path(self._attend(self.norm1(features), shift_mask))
         return features + self.drop_path(self.mlp(self.norm2(features)))
 
@@ -190,7 +86,7 @@ class SwinBlock(nn.Module):
 
 
 class PatchMerging(nn.Module):
-    """Halve a map: the four pixels of a square become one, with twice the channels."""
+    """Halve a map: merge the four pixels of a square to one with twice the channels."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -201,13 +97,15 @@ class PatchMerging(nn.Module):
         """Map (B, H, W, C) to (B, ceil(H/2), ceil(W/2), 2C)."""
         _, H, W, _ = features.shape
         features = F.pad(features, (0, 0, 0, W % 2, 0, H % 2))
-        # The order of the checkpoints: down the first column, then down the second.
+        # The order in the checkpoints: first column from top to bottom, then second column.
         corners = [features[:, row::2, column::2] for column in (0, 1) for row in (0, 1)]
         return self.reduction(self.norm(torch.cat(corners, dim=-1)))
 
 
 class SwinStage(nn.Module):
-    """The blocks of one resolution, every second one shifted, and the way down to the next."""
+    """The blocks of one resolution, every second one shifted, and the downsampling to the next."""
+
+    shift_masks: Tensor
 
     def __init__(
         self,
@@ -216,40 +114,37 @@ class SwinStage(nn.Module):
         drop_paths: Sequence[float],
         options: BlockOptions,
         downsample: bool,
-        use_checkpoint: bool,
     ) -> None:
         super().__init__()
         self.window_size = options.window_size
-        self.shift = options.window_size // 2
-        self.use_checkpoint = use_checkpoint
+        shift = options.window_size // 2
+        self.register_buffer("shift_masks", shift_masks(self.window_size, shift), persistent=False)
         self.blocks = nn.ModuleList(
-            SwinBlock(channels, num_heads, self.shift if number % 2 else 0, drop_path, options)
+            SwinBlock(channels, num_heads, shift if number % 2 else 0, drop_path, options)
             for number, drop_path in enumerate(drop_paths)
         )
         self.downsample = PatchMerging(channels) if downsample else None
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the map of this stage, (B, H, W, C), and what the next stage reads, half as large."""
+        """Return the map of this stage, (B, H, W, C), and the input of the next stage, half as large."""
         _, H, W, _ = features.shape
         side = self.window_size
-        shift_mask = self._shift_mask((H + side - 1) // side, (W + side - 1) // side, features.device)
+        masks = self.grid_masks((H + side - 1) // side, (W + side - 1) // side)
         for block in self.blocks:
-            if self.use_checkpoint and torch.is_grad_enabled():
-                features = checkpoint(block, features, shift_mask, use_reentrant=False)
-            else:
-                features = block(features, shift_mask)
+            features = block(features, masks)
         return features, features if self.downsample is None else self.downsample(features)
 
-    def _shift_mask(self, rows: int, columns: int, device: torch.device) -> Tensor:
-        """Return the masks of a grid of windows, (rows * columns, N, N)."""
+    def grid_masks(self, rows: int, columns: int) -> Tensor:
+        """Return the shift masks of a grid of windows, (rows * columns, N, N)."""
+        device = self.shift_masks.device
         last_row = torch.arange(rows, device=device) == rows - 1
         last_column = torch.arange(columns, device=device) == columns - 1
         kind = 2 * last_row[:, None] + last_column[None, :]
-        return shift_masks(self.window_size, self.shift, device)[kind.flatten()]
+        return self.shift_masks[kind.flatten()]
 
 
 class PatchEmbed(nn.Module):
-    """Cut the picture into patches and embed each."""
+    """Split the picture into patches and embed each."""
 
     def __init__(self, in_channels: int, channels: int, patch_size: int, normalize: bool) -> None:
         super().__init__()
@@ -267,9 +162,9 @@ class PatchEmbed(nn.Module):
 
 @BACKBONE_REGISTRY.register()
 class D2SwinTransformer(Backbone):
-    """Swin backbone: a picture in, maps `res2` (1/4), `res3`, `res4`, `res5` (1/32) out.
+    """Swin backbone: maps `res2` (1/4 of the picture), `res3`, `res4`, `res5` (1/32).
 
-    Only what the wanted maps need is built, so that every parameter gets a gradient.
+    Only what `out_features` need is built, so that every parameter gets a gradient.
     """
 
     @configurable
@@ -292,10 +187,9 @@ class D2SwinTransformer(Backbone):
         ape: bool = False,
         patch_norm: bool = True,
         out_features: Sequence[str] = ("res2", "res3", "res4", "res5"),
-        use_checkpoint: bool = False,
         frozen_stages: int = -1,
     ) -> None:
-        """See MODEL.SWIN in config.py for what each argument means."""
+        """See MODEL.SWIN in config.py for the meaning of the arguments."""
         super().__init__()
         names = [f"res{number + 2}" for number in range(len(depths))]
         _check_arguments(names, embed_dim, depths, num_heads, out_features, frozen_stages)
@@ -319,10 +213,8 @@ class D2SwinTransformer(Backbone):
         self.layers = nn.ModuleList()
         for i in range(last + 1):
             channels = embed_dim * 2**i
-            stage_drop_paths = drop_paths[i].tolist()
-            self.layers.append(
-                SwinStage(channels, num_heads[i], stage_drop_paths, options, i < last, use_checkpoint)
-            )
+            stage = SwinStage(channels, num_heads[i], drop_paths[i].tolist(), options, downsample=i < last)
+            self.layers.append(stage)
             if names[i] in self._out_features:
                 self.add_module(f"norm{i}", nn.LayerNorm(channels))
         self.apply(_initialize)
@@ -333,43 +225,24 @@ class D2SwinTransformer(Backbone):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, object]:
-        """Read MODEL.SWIN."""
-        swin = cfg.MODEL.SWIN
-        return {
-            "in_channels": input_shape.channels,
-            "pretrain_img_size": swin.PRETRAIN_IMG_SIZE,
-            "patch_size": swin.PATCH_SIZE,
-            "embed_dim": swin.EMBED_DIM,
-            "depths": swin.DEPTHS,
-            "num_heads": swin.NUM_HEADS,
-            "window_size": swin.WINDOW_SIZE,
-            "mlp_ratio": swin.MLP_RATIO,
-            "qkv_bias": swin.QKV_BIAS,
-            "qk_scale": swin.QK_SCALE,
-            "drop_rate": swin.DROP_RATE,
-            "attn_drop_rate": swin.ATTN_DROP_RATE,
-            "drop_path_rate": swin.DROP_PATH_RATE,
-            "ape": swin.APE,
-            "patch_norm": swin.PATCH_NORM,
-            "out_features": swin.OUT_FEATURES,
-            "use_checkpoint": swin.USE_CHECKPOINT,
-            "frozen_stages": swin.FROZEN_STAGES,
-        }
+        """Return the constructor's arguments, which are the keys of MODEL.SWIN in lower case."""
+        keys = set(cfg.MODEL.SWIN) - {"USE_CHECKPOINT"}  # see SOLVER.RECOMPUTE_ACTIVATIONS
+        return {"in_channels": input_shape.channels} | {key.lower(): cfg.MODEL.SWIN[key] for key in keys}
 
     @property
     def size_divisibility(self) -> int:
-        """A multiple of this many pixels needs no padding between the stages: 32 in all published models."""
+        """Pictures of a multiple of this many pixels need no padding: 32 in all published models."""
         return self._size_divisibility
 
     def train(self, mode: bool = True) -> "D2SwinTransformer":
-        """Set the mode of all but the frozen stages, which stay in eval. Returns self."""
+        """Set the mode of all modules but the frozen ones, which stay in eval mode. Return self."""
         super().train(mode)
         for module in self._frozen_modules():
             module.eval()
         return self
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
-        """Return the wanted maps of `image` (B, 3, H, W): name -> (B, C_s, ceil(H/s), ceil(W/s))."""
+        """Return the maps of `image` (B, 3, H, W): name -> (B, C_s, ceil(H/s), ceil(W/s))."""
         features = self.patch_embed(image)
         if self.absolute_pos_embed is not None:
             size = features.shape[1:3]
@@ -385,14 +258,14 @@ class D2SwinTransformer(Backbone):
         return maps
 
     def _frozen_modules(self) -> list[nn.Module]:
-        """Modules that neither learn nor drop. The output norms are no part of the pre-trained stages."""
+        """Modules without training and dropout; output norms are not part of the pre-trained stages."""
         if self.frozen_stages < 0:
             return []
         return [self.patch_embed, self.pos_drop, *self.layers[: self.frozen_stages]]
 
 
 def _initialize(module: nn.Module) -> None:
-    """Initialise linear layers as the paper's models were; norms and the patch embedding keep torch's way."""
+    """Initialize linear layers as in the paper; norms and the patch embedding keep torch's defaults."""
     if isinstance(module, nn.Linear):
         nn.init.trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:
@@ -416,7 +289,7 @@ def _check_arguments(
         if embed_dim * 2**i % heads:
             raise ValueError(
                 f"MODEL.SWIN.NUM_HEADS[{i}] = {heads} does not divide the {embed_dim * 2**i} channels "
-                f"of that stage: change it or MODEL.SWIN.EMBED_DIM ({embed_dim})."
+                f"of its stage: change it or MODEL.SWIN.EMBED_DIM ({embed_dim})."
             )
     unknown = [name for name in out_features if name not in names]
     if unknown or not out_features:

@@ -1,4 +1,4 @@
-"""The classes of a model: names, colours, things, and the ids that files of its data set use."""
+"""The classes of a model: names, colours, things, and their category ids in files of the data set."""
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
@@ -15,19 +15,19 @@ from mask_former.checkpoint.description import dataset_ids_of
 from mask_former.formats import distinct_colors
 
 Color = tuple[int, int, int]
-# Key of a checkpoint's metadata: the category id of each class in files of its data set.
+# Key in the metadata of a checkpoint: category id of each class in files of its data set.
 DATASET_IDS = "class_dataset_ids"
 
 
 @dataclass(frozen=True)
 class ClassTable:
-    """K classes, each at its index.
+    """K classes, in the order of their indices.
 
-    names: "class 0", "class 1", ... where nobody named them.
+    names: "class 0", "class 1", ... if unknown.
     colors: RGB, 0..255.
-    is_thing: whether its segments stay apart; False everywhere if nobody said.
-    dataset_ids: category ids in files; the indices themselves if nobody said.
-    void_label: what label maps hold where there is no class; outside 0..K-1.
+    is_thing: whether segments of the class are kept separate; False if unknown.
+    dataset_ids: category ids in files; equal to the indices if unknown.
+    void_label: value of label maps where there is no class; outside 0..K-1.
     """
 
     names: tuple[str, ...]
@@ -45,6 +45,11 @@ class ClassTable:
         return frozenset(index for index, thing in enumerate(self.is_thing) if thing)
 
     @property
+    def label_type(self) -> type[np.uint8] | type[np.uint16]:
+        """The smallest type for label maps."""
+        return np.uint8 if self.void_label < 256 else np.uint16
+
+    @property
     def palette(self) -> NDArray[np.uint8]:
         """The colours, (K, 3)."""
         return np.array(self.colors, np.uint8).reshape(-1, 3)
@@ -53,21 +58,21 @@ class ClassTable:
         """Return the name of a class, "void" for the void label."""
         return self.names[index] if 0 <= index < len(self.names) else "void"
 
-    def indices_of(self, wanted: Iterable[str | int]) -> frozenset[int]:
-        """Return the indices of classes given by name (case does not matter) or index.
+    def indices_of(self, classes: Iterable[str | int]) -> frozenset[int]:
+        """Return the indices of classes given by name (case-insensitive) or index.
 
-        A class of several names, as ADE20K's "car, auto", goes by each of them, too.
+        A class with several names, such as ADE20K's "car, auto", is found by each of them.
         """
-        wanted = [wanted] if isinstance(wanted, str | int) else list(wanted)
+        classes = [classes] if isinstance(classes, str | int) else list(classes)
         by_name = self._indices_by_name()
-        return frozenset(index for item in wanted for index in self._indices_of(item, by_name))
+        return frozenset(index for item in classes for index in self._indices_of(item, by_name))
 
     def _indices_by_name(self) -> dict[str, set[int]]:
         by_name: dict[str, set[int]] = {}
         for index, name in enumerate(self.names):
             for part in {name, *name.split(",")}:
                 by_name.setdefault(part.strip().lower(), set()).add(index)
-        # The whole name wins over a part of another class's.
+        # A full name takes precedence over a part of another class's name.
         return by_name | {name.strip().lower(): {index} for index, name in enumerate(self.names)}
 
     def _indices_of(self, item: str | int, by_name: Mapping[str, Collection[int]]) -> Collection[int]:
@@ -87,7 +92,7 @@ def classes_from_description(description: Mapping[str, Any], count: int) -> Clas
     """Return the classes that a checkpoint's metadata describe, see `checkpoint.describe`.
 
     Args:
-        description: what is not in it is made up: numbered names, distinct colours, indices as ids.
+        description: defaults are numbered names, distinct colours, and indices as ids.
         count: K of the model.
     """
     names = description.get("class_names") or [f"class {index}" for index in range(count)]
@@ -110,11 +115,11 @@ def classes_from_description(description: Mapping[str, Any], count: int) -> Clas
 
 
 def classes_of_dataset(cfg: CfgNode, dataset_name: str | None = None) -> ClassTable:
-    """Return the classes of a registered data set, else of the first in `cfg`; numbered without."""
+    """Return the classes of a registered data set, by default the first one of `cfg` that is registered."""
     names = [*([dataset_name] if dataset_name else []), *cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]
-    # Asking the catalogue for an unknown name would add it there.
+    # MetadataCatalog.get adds unknown names.
     known = [MetadataCatalog.get(name) for name in names if name in MetadataCatalog.list()]
-    # A set of other classes names none of this model's.
+    # A data set with another number of classes does not describe this model.
     named = [entry for entry in known if describe(cfg, entry)["class_names"]]
     metadata = next(iter([*named, *known]), None)
     count = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
@@ -123,7 +128,7 @@ def classes_of_dataset(cfg: CfgNode, dataset_name: str | None = None) -> ClassTa
 
 
 def described_classes(description: Mapping[str, Any], cfg: CfgNode) -> ClassTable:
-    """Return the classes of a checkpoint; ids that it leaves out are the catalogue's, if the names agree."""
+    """Return the classes of a checkpoint; missing ids come from the catalogue if the class names agree."""
     count = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
     if not description.get(DATASET_IDS) and description.get("class_names"):
         registered = classes_of_dataset(cfg)
@@ -133,6 +138,6 @@ def described_classes(description: Mapping[str, Any], cfg: CfgNode) -> ClassTabl
 
 
 def _void_label(ignore_value: Any, count: int) -> int:
-    """Return the ignore value if label files of `count` classes can hold it, else their highest."""
+    """Return the ignore value if label files with `count` classes can contain it, else their maximum."""
     highest = 255 if count <= 255 else 65535
     return int(ignore_value) if count <= int(ignore_value) <= highest else highest

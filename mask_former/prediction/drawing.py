@@ -1,8 +1,8 @@
-"""Results over pictures: masks painted here, texts through Detectron2's visualiser."""
+"""Drawings of results over images: masks and contours with numpy and OpenCV, text with Detectron2."""
 
 import colorsys
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -11,21 +11,19 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from mask_former.prediction.classes import Color
-
-if TYPE_CHECKING:
-    from mask_former.prediction.results import Result
+from mask_former.prediction.values import PredictedValues
 
 DRAWN_TASKS = ("panoptic", "semantic", "instance")
 OPACITY = 0.6
 EDGE = (255, 255, 240)
-# Of a line, and of a letter, about, in pixels of the drawing.
+# Height of a line and approximate width of a letter, in pixels of the drawing.
 TEXT_HEIGHT, TEXT_WIDTH = 12, 7
-# Hue and brightness of the first, second, ... segment of a thing class against the colour of the class.
-_SHADES = ((0.0, 1.0), (0.04, 0.8), (-0.04, 1.25), (0.08, 0.95), (-0.08, 0.7), (0.02, 1.4), (-0.02, 0.6))
+# Change of hue and factor of brightness for the first, second, ... segment of a thing class.
+SHADES = ((0.0, 1.0), (0.04, 0.8), (-0.04, 1.25), (0.08, 0.95), (-0.08, 0.7), (0.02, 1.4), (-0.02, 0.6))
 
 
 class _Layer(NamedTuple):
-    """A mask (H, W) bool to paint, its colour, and its text."""
+    """A mask (H, W) bool to draw, its colour, and its text."""
 
     mask: NDArray[np.bool_]
     color: Color
@@ -33,27 +31,27 @@ class _Layer(NamedTuple):
 
 
 def shade(color: Color, number: int) -> Color:
-    """Return the colour of the `number`-th segment of a class: near the class's own, always the same."""
-    turn, brightness = _SHADES[number % len(_SHADES)]
+    """Return the colour of the `number`-th segment of a class: a fixed variation of the class's colour."""
+    hue_change, brightness = SHADES[number % len(SHADES)]
     hue, saturation, value = colorsys.rgb_to_hsv(*(channel / 255 for channel in color))
-    red, green, blue = colorsys.hsv_to_rgb((hue + turn) % 1.0, saturation, min(1.0, value * brightness))
+    red, green, blue = colorsys.hsv_to_rgb((hue + hue_change) % 1.0, saturation, min(1.0, value * brightness))
     return round(255 * red), round(255 * green), round(255 * blue)
 
 
-def segment_colors(result: "Result") -> dict[int, Color]:
-    """Return the colour of each panoptic segment by its id: shades of a class's colour for its things."""
+def segment_colors(result: PredictedValues) -> dict[int, Color]:
+    """Return the colour of each panoptic segment by id: variations of the class's colour for things."""
     seen: dict[int, int] = {}
     colors = {}
     for segment in result.segments:
         number = seen.get(segment.category_id, 0)
         seen[segment.category_id] = number + 1
-        own = result.classes.colors[segment.category_id]
-        colors[segment.id] = shade(own, number) if segment.is_thing else own
+        class_color = result.classes.colors[segment.category_id]
+        colors[segment.id] = shade(class_color, number) if segment.is_thing else class_color
     return colors
 
 
 def draw_result(
-    result: "Result",
+    result: PredictedValues,
     image: NDArray[np.uint8] | None,
     *,
     task: str | None = None,
@@ -62,18 +60,19 @@ def draw_result(
     scale: float = 1.0,
     text: bool = True,
 ) -> NDArray[np.uint8]:
-    """Return the picture with the result over it: (H, W, 3) uint8 RGB, H and W of the result times `scale`.
+    """Return the image with the result over it: (H, W, 3) uint8 RGB, the size of the result times `scale`.
 
     Args:
         result: what to draw.
-        image: (H', W', 3) uint8 RGB; resized where the result has another size.
-        task: "panoptic", "semantic" or "instance"; None: the first of them that the result holds.
-        score_threshold: instances below it are left out. Panoptic segments were chosen before.
+        image: (H', W', 3) uint8 RGB, resized if needed; None: `result.image`.
+        task: "panoptic", "semantic" or "instance"; None: the first of them that the result contains.
+        score_threshold: instances below it are left out; panoptic segments are not filtered again.
         colors: RGB of panoptic segments by id; by default `segment_colors`.
-        scale: of the drawing; text keeps its size, so that small pictures need 2 or more to be read.
-        text: write class names and scores.
+        scale: of the drawing. Text keeps its size, so small images need 2 or more to be legible.
+        text: draw class names and scores.
     """
     task = _task_of(result, task)
+    image = result.image if image is None else image
     if image is None:
         raise ValueError(f"{result.image_name}: there is no picture to draw on; pass it as `image`.")
     if task == "panoptic":
@@ -87,21 +86,21 @@ def draw_result(
     return _with_texts(painted, layers, scale) if text else painted
 
 
-def _task_of(result: "Result", task: str | None) -> str:
-    held = {"panoptic": result.panoptic, "semantic": result.semantic, "instance": result.instances}
-    there = [name for name in DRAWN_TASKS if held[name] is not None]
-    if (task is not None and task not in there) or not there:
+def _task_of(result: PredictedValues, task: str | None) -> str:
+    maps = {"panoptic": result.panoptic, "semantic": result.semantic, "instance": result.instances}
+    available = [name for name in DRAWN_TASKS if maps[name] is not None]
+    if (task is not None and task not in available) or not available:
         raise ValueError(
-            f"{result.image_name}: the result holds {', '.join(there) or 'nothing to draw'}, not {task!r}; "
-            "choose one of those, or name it in the predictor's `tasks`."
+            f"{result.image_name}: the result holds {', '.join(available) or 'nothing to draw'}, not "
+            f"{task!r}; choose one of those, or name it in the predictor's `tasks`."
         )
-    return task or there[0]
+    return task or available[0]
 
 
-def _panoptic_layers(result: "Result", colors: Mapping[int, Color]) -> list[_Layer]:
+def _panoptic_layers(result: PredictedValues, colors: Mapping[int, Color]) -> list[_Layer]:
     panoptic = result.panoptic
     assert panoptic is not None
-    # Stuff first, and large before small: what lies above is drawn later.
+    # Stuff first, then large before small, so that small things stay visible.
     ordered = sorted(result.segments, key=lambda segment: (segment.is_thing, -segment.area))
     return [
         _Layer(
@@ -113,17 +112,20 @@ def _panoptic_layers(result: "Result", colors: Mapping[int, Color]) -> list[_Lay
     ]
 
 
-def _semantic_layers(result: "Result") -> list[_Layer]:
+def _semantic_layers(result: PredictedValues) -> list[_Layer]:
     labels, classes = result.semantic, result.classes
     assert labels is not None
     present, areas = np.unique(labels, return_counts=True)
     ordered = present[np.argsort(-areas, kind="stable")].tolist()
-    # What is no class is void, and left as it is.
-    known = [label for label in ordered if label < len(classes)]
-    return [_Layer(labels == label, classes.colors[label], classes.names[label]) for label in known]
+    # Void pixels keep the colours of the image.
+    return [
+        _Layer(labels == label, classes.colors[label], classes.names[label])
+        for label in ordered
+        if label < len(classes)
+    ]
 
 
-def _instance_layers(result: "Result", score_threshold: float) -> list[_Layer]:
+def _instance_layers(result: PredictedValues, score_threshold: float) -> list[_Layer]:
     instances = result.instances
     assert instances is not None
     shown = [index for index in range(len(instances)) if instances.scores[index] >= score_threshold]
@@ -140,7 +142,7 @@ def _instance_layers(result: "Result", score_threshold: float) -> list[_Layer]:
 
 
 def _text(name: str, score: float) -> str:
-    # Of truth, all scores are 1.
+    # All scores of ground truth are 1.
     return name if score >= 1 else f"{name} {score:.0%}"
 
 
@@ -149,9 +151,9 @@ def _numbers_in_class(labels: Sequence[int]) -> list[int]:
 
 
 def _painted(image: NDArray[np.uint8], size: tuple[int, int], layers: Sequence[_Layer]) -> NDArray[np.uint8]:
-    """Return the picture in `size` (width, height) with all masks over it, and a line around each.
+    """Return the image in `size` (width, height) with all masks over it and a contour around each.
 
-    Detectron2's visualiser would fill the holes of rings, and take several times as long for its polygons.
+    Detectron2's visualiser draws polygons, which fills holes and takes several times as long.
     """
     painted = np.array(image if image.shape[1::-1] == size else Image.fromarray(image).resize(size))
     masks = [_resized(layer.mask, size) for layer in layers]
@@ -175,11 +177,11 @@ def _with_texts(painted: NDArray[np.uint8], layers: Sequence[_Layer], scale: flo
     for layer in layers:
         if not layer.mask.any():
             continue
-        # Where the mask is widest, so that the text of a ring is on the ring.
+        # The text is centred where the mask is widest, which also suits masks with holes.
         depth = cv2.distanceTransform(np.pad(layer.mask, 1).astype(np.uint8), cv2.DIST_L2, 3)[1:-1, 1:-1]
         y, x = np.unravel_index(int(depth.argmax()), depth.shape)
         bright = tuple(0.5 + channel / 510 for channel in layer.color)
-        # Texts stay inside the picture, if they are not wider.
+        # Keep the text inside the image, unless it is wider.
         half = min(TEXT_WIDTH * len(layer.text), painted.shape[1]) / 2
         left = min(max((x + 0.5) * scale, half), painted.shape[1] - half)
         canvas.draw_text(layer.text, (left, max(0.0, (y + 0.5) * scale - TEXT_HEIGHT / 2)), color=bright)

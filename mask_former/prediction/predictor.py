@@ -29,8 +29,9 @@ from mask_former.inference.logits import QueryLogits
 from mask_former.modeling.build import as_ruled, build_model
 from mask_former.modeling.preparation import prepare_for_inference
 from mask_former.prediction.classes import ClassTable, classes_of_dataset, described_classes
-from mask_former.prediction.inputs import ErrorHandler, Picture, PictureError, Source, load_all
-from mask_former.prediction.results import Result, result_fields
+from mask_former.prediction.inputs import ErrorHandler, InputImage, PictureError, Source, load_all
+from mask_former.prediction.results import Result
+from mask_former.prediction.values import result_fields
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +46,7 @@ _licences_told: set[str] = set()
 class _Prepared(NamedTuple):
     """An image as read, and as the model takes it: (C, h, w) uint8 in the channels of INPUT.FORMAT."""
 
-    picture: Picture
+    picture: InputImage
     image: Tensor
 
 
@@ -258,7 +259,7 @@ class Predictor:
                     raise
                 on_error(error)
 
-    def _prepare(self, picture: Picture) -> Tensor:
+    def _prepare(self, picture: InputImage) -> Tensor:
         """Return (C, h, w) uint8, resized as at test time."""
         pixels = convert_PIL_to_numpy(Image.fromarray(picture.pixels), self.cfg.INPUT.FORMAT)
         transform = self._resize.get_transform(pixels)
