@@ -6,16 +6,23 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from mask_former.config import load_config
 from mask_former.export.graph import export
 from mask_former.export.parity import Bounds, print_report, verify
 from mask_former.export.quantization import quantize
+from mask_former.export.speed import measure, print_times
+from mask_former.modeling.build import build_model
+from mask_former.prediction.classes import classes_of_dataset
 from mask_former.prediction.predictor import Predictor
 
 
 def argument_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     parser = argparse.ArgumentParser(prog="python -m mask_former.export", description=__doc__)
-    parser.add_argument("weights", help="checkpoint that describes itself, or weights of --config-file")
+    parser.add_argument(
+        "weights",
+        help="checkpoint that describes itself; weights of --config-file; or 'random', to measure time",
+    )
     parser.add_argument(
         "file", type=Path, help="file to write: .onnx, .xml (OpenVINO) or .pt2 (torch.export)"
     )
@@ -54,15 +61,34 @@ def argument_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--min-speedup", type=float, default=1.5, help="least speed-up of --int8 (default: 1.5)"
     )
+    parser.add_argument(
+        "--time",
+        type=int,
+        nargs=2,
+        metavar=("HEIGHT", "WIDTH"),
+        help="compare the time from a picture of this size to its result with torch's",
+    )
+    parser.add_argument("--threads", type=int, default=2, help="of --time (default: 2)")
     return parser
+
+
+def build_predictor(arguments: argparse.Namespace) -> Predictor:
+    """Return the predictor of the weights on the CPU."""
+    if arguments.weights == "random":
+        if not arguments.config_file:
+            raise ValueError("Random weights need a model: give --config-file.")
+        cfg = load_config(arguments.config_file, arguments.opts)
+        classes = classes_of_dataset(cfg)
+        return Predictor(build_model(cfg, "cpu", classes.things or None), cfg, classes)
+    if arguments.config_file:
+        cfg = load_config(arguments.config_file, arguments.opts)
+        return Predictor.from_config(cfg, arguments.weights, device="cpu")
+    return Predictor.from_checkpoint(arguments.weights, device="cpu", opts=arguments.opts)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Export, quantise and verify as the arguments say; return the exit status."""
-    if arguments.config_file:
-        predictor = Predictor.from_config(arguments.config_file, arguments.weights, device="cpu")
-    else:
-        predictor = Predictor.from_checkpoint(arguments.weights, device="cpu", opts=arguments.opts)
+    predictor = build_predictor(arguments)
     size = None if arguments.size is None else tuple(arguments.size)
     if arguments.int8:
         quantize(
@@ -77,6 +103,8 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         export(predictor, arguments.file, semantic=arguments.semantic, size=size)
     sys.stdout.write(f"Wrote {arguments.file} ({arguments.file.stat().st_size / 1e6:.1f} MB).\n")
+    if arguments.time is not None:
+        print_times(measure(predictor, arguments.file, tuple(arguments.time), arguments.threads))
     if arguments.verify is None:
         return 0
     bounds = Bounds() if arguments.int8 is None else Bounds(logits=float("inf"), pixels=0.0)

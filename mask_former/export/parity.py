@@ -63,7 +63,7 @@ def verify(
     bounds = bounds or Bounds()
     pictures = read_pictures(photos, limit)
     with tempfile.TemporaryDirectory() as folder:
-        runners = _runners(file, Path(folder))
+        runners = file_runners(file, Path(folder))
         rows = list(_rows(predictor, runners, pictures))
         report: dict[str, Any] = {
             "model": file.name,
@@ -123,16 +123,16 @@ class ProgramRunner:
             return [output.numpy() for output in self.program(torch.from_numpy(images))]
 
 
-def _runners(file: Path, folder: Path) -> dict[str, Any]:
-    """Return what runs a file, by runtime."""
+def file_runners(file: Path, folder: Path, threads: int = 0) -> dict[str, Any]:
+    """Return what runs a file, by runtime; files in between go to `folder`."""
     if file.suffix == ".pt2":
         return {"torch.export": ProgramRunner(file)}
     runner = runner_class()
-    runners = {"openvino" if file.suffix == ".xml" else "onnxruntime": runner(file)}
+    runners = {"openvino" if file.suffix == ".xml" else "onnxruntime": runner(file, threads)}
     if file.suffix == ".onnx" and _is_installed("openvino"):
         text = as_text(runners["onnxruntime"].metadata)
         save_openvino(read_openvino(file.read_bytes(), text), folder / "model.xml")
-        runners["openvino"] = runner(folder / "model.xml")
+        runners["openvino"] = runner(folder / "model.xml", threads)
     return runners
 
 
