@@ -22,7 +22,7 @@ from mask_former.export.metadata import as_text
 from mask_former.formats import PICTURE_SUFFIXES, read_picture, replacing
 from mask_former.prediction.classes import ClassTable
 from mask_former.prediction.predictor import Predictor
-from mask_former.prediction.result_files import ResultWriter
+from mask_former.prediction.writing import ResultWriter
 
 BATCHES = (1, 2, 3)
 # Shares of height and width of each picture that are compared: sizes differ, also after resizing.
