@@ -1,9 +1,9 @@
 """An HTTP server over an exported model: POST a picture, get its segments, or its label map.
 
-    pip install ./mask_former_runner[onnxruntime] starlette uvicorn
-    python examples/serve.py model.onnx --port 8000
-    curl --data-binary @street.jpg localhost:8000/segments
-    curl --data-binary @street.jpg localhost:8000/labels > labels.png
+pip install ./mask_former_runner[onnxruntime] starlette uvicorn
+python examples/serve.py model.onnx --port 8000
+curl --data-binary @street.jpg localhost:8000/segments
+curl --data-binary @street.jpg localhost:8000/labels > labels.png
 """
 
 import argparse
@@ -43,7 +43,9 @@ def build_app(runner: Runner) -> Starlette:
         rows = (await predict(request)).rows()
         keys = ("task", "id", "name", "score", "area", "box")
         names = runner.classes["names"]
-        return JSONResponse([dict(zip(keys, (t, n, names[c], *rest[:3]), strict=True)) for t, n, c, *rest in rows])
+        return JSONResponse(
+            [dict(zip(keys, (t, n, names[c], *rest[:3]), strict=True)) for t, n, c, *rest in rows]
+        )
 
     async def labels(request: Request) -> Response:
         png = io.BytesIO()
@@ -54,7 +56,9 @@ def build_app(runner: Runner) -> Starlette:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("model")
     parser.add_argument("--port", type=int, default=8000)
     arguments = parser.parse_args()

@@ -1,4 +1,4 @@
-"""Runs exported MaskFormer models with numpy, Pillow and onnxruntime or OpenVINO: `Runner(file)(pictures)`."""
+"""Runs exported MaskFormer models without torch: `Runner(file)(pictures)`."""
 
 from mask_former_runner.results import InstanceResults, Result, Segment, write
 from mask_former_runner.runner import Runner

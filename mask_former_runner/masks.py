@@ -6,7 +6,6 @@ classes can win there, and only those are resized.
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from os import cpu_count
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -37,6 +36,10 @@ class _Part(NamedTuple):
     of_output: Array
 
 
+# Parts of the rows and of the columns.
+_Tile = tuple[_Part, _Part]
+
+
 def _weights(source: int, length: int, count: int) -> Array:
     """Return the weights (count, source) of bilinear resizing to `length`, for its first entries."""
     position = (np.arange(count, dtype=np.float32) + np.float32(0.5)) * np.float32(source / length)
@@ -49,63 +52,41 @@ def _weights(source: int, length: int, count: int) -> Array:
     return weights
 
 
-def _support(weights: Array) -> slice:
-    columns = weights.any(0).nonzero()[0]
-    return slice(columns[0], columns[-1] + 1)
-
-
-def _parts(cells: int, padded: int, image: int, output: int, edge: int | None) -> list[_Part]:
-    """Return the parts of one axis, `edge` cells each; None: one part."""
-    of_image, of_output = _weights(cells, padded, image), _weights(image, output, output)
-    step = max(1, round(edge * padded / cells * output / image)) if edge else output
-    parts = []
-    for start in range(0, output, step):
-        pixels = slice(start, min(start + step, output))
-        between = _support(of_output[pixels])
-        own = _support(of_image[between])
-        parts.append(_Part(pixels, own, of_image[between, own], of_output[pixels, between]))
-    return parts
-
-
-class _Tile(NamedTuple):
-    """A rectangle of the output."""
-
-    rows: _Part
-    columns: _Part
-
-    @property
-    def place(self) -> tuple[slice, slice]:
-        return self.rows.pixels, self.columns.pixels
-
-    def cells(self, maps: Array) -> Array:
-        """Return the cells (N, a, b) of maps (N, h, w) that the tile is made of."""
-        return maps[:, self.rows.cells, self.columns.cells]
-
-    def values(self, maps: Array, on_image: Callable[[Array], Array] | None = None) -> Array:
-        """Return maps (N, h, w) at the pixels (N, r, c); `on_image` is applied before the second resizing."""
-        rows, columns = self
-        if on_image is None:
-            return (rows.of_output @ rows.of_image) @ (
-                self.cells(maps) @ (columns.of_output @ columns.of_image).T
-            )
-        image = on_image(rows.of_image @ (self.cells(maps) @ columns.of_image.T))
-        return rows.of_output @ (image @ columns.of_output.T)
-
-
 def _tiles(maps: Array, sizes: Sizes, edge: int | None = TILE) -> list[_Tile]:
-    rows, columns = (_parts(maps.shape[1 + axis], *(s[axis] for s in sizes), edge) for axis in (0, 1))
-    return [_Tile(row, column) for row in rows for column in columns]
+    """Return tiles of `edge` cells; None: one tile."""
+    axes = []
+    for cells, padded, image, output in zip(maps.shape[1:], *sizes, strict=True):
+        of_image, of_output = _weights(cells, padded, image), _weights(image, output, output)
+        step = max(1, round(edge * padded / cells * output / image)) if edge else output
+        axes.append([])
+        for start in range(0, output, step):
+            between = of_output[start : start + step].any(0).nonzero()[0]
+            between = slice(between[0], between[-1] + 1)
+            own = of_image[between].any(0).nonzero()[0]
+            own = slice(own[0], own[-1] + 1)
+            pixels = slice(start, min(start + step, output))
+            axes[-1].append(_Part(pixels, own, of_image[between, own], of_output[pixels, between]))
+    return [(rows, columns) for rows in axes[0] for columns in axes[1]]
+
+
+def _cells(maps: Array, tile: _Tile) -> Array:
+    return maps[:, tile[0].cells, tile[1].cells]
+
+
+def _resized(maps: Array, tile: _Tile, on_image: Callable[[Array], Array] | None = None) -> Array:
+    """Return maps (N, h, w) at the pixels of a tile; `on_image` is applied before the second resizing."""
+    rows, columns = tile
+    if on_image is None:
+        across = _cells(maps, tile) @ (columns.of_output @ columns.of_image).T
+        return (rows.of_output @ rows.of_image) @ across
+    image = on_image(rows.of_image @ (_cells(maps, tile) @ columns.of_image.T))
+    return rows.of_output @ (image @ columns.of_output.T)
 
 
 def _bounds(maps: Array, tiles: list[_Tile]) -> tuple[Array, Array]:
     """Return the lowest and the highest value of each map in each tile, (N, T)."""
-    cells = [tile.cells(maps) for tile in tiles]
+    cells = [_cells(maps, tile) for tile in tiles]
     return np.stack([c.min((1, 2)) for c in cells], 1), np.stack([c.max((1, 2)) for c in cells], 1)
-
-
-def _for_each(work: Callable[[int], None], count: int) -> None:
-    with ThreadPoolExecutor(min(4, cpu_count() or 1)) as pool:
-        list(pool.map(work, range(count)))
 
 
 def sigmoid(values: Array) -> Array:
@@ -118,6 +99,56 @@ def softmax(logits: Array) -> Array:
     """Return the softmax over the last axis."""
     powers = np.exp(logits - logits.max(-1, keepdims=True))
     return powers / powers.sum(-1, keepdims=True)
+
+
+def highest_sums(
+    weights: Array,
+    maps: Array,
+    sizes: Sizes,
+    act: Callable[[Array], Array] = sigmoid,
+    *,
+    act_first: bool = False,
+    threshold: float = 0.5,
+) -> tuple[Array, Array]:
+    """Return at each pixel (H, W) the k of the highest sum over n of weights[n, k] * act(maps[n]), and areas.
+
+    Args:
+        weights: (N, K), not negative.
+        maps: (N, h, w).
+        sizes: see `Sizes`.
+        act: grows with its argument.
+        act_first: apply it before resizing from the image's to the output's size.
+        threshold: the area (N,) of a map is the number of pixels where act(map) is not below it.
+    """
+    tiles, act_first = _tiles(maps, sizes), act_first and sizes.image != sizes.output
+    low, high = map(act, _bounds(maps, tiles))
+    middle, half = (low + high) / 2, (high - low) / 2
+    scores = weights.T @ middle
+    favourites, competes = scores.argmax(0), np.empty(scores.shape, bool)
+    for favourite in np.unique(favourites):
+        there = favourites == favourite
+        reach = np.abs(weights - weights[:, [favourite]]).T @ half[:, there]
+        competes[:, there] = scores[:, there] + reach >= scores[favourite, there] - ROUNDING
+    winner, areas = np.empty(sizes.output, np.int64), np.zeros(low.shape, np.int64)
+
+    def compete(number: int) -> None:
+        pixels = winner[tiles[number][0].pixels, tiles[number][1].pixels]
+        rivals = competes[:, number].nonzero()[0]
+        doubt = (weights[:, rivals].max(1) - weights[:, rivals].min(1)) * half[:, number]
+        order = doubt.argsort()
+        chosen = (low[:, number] < threshold) & (high[:, number] >= threshold)
+        chosen[order[doubt[order].cumsum() > NEGLIGIBLE]] |= len(rivals) > 1
+        areas[low[:, number] >= threshold, number] = pixels.size
+        values = _resized(maps[chosen], tiles[number], act if act_first else None)
+        values = values if act_first else act(values)
+        areas[chosen, number] = (values >= threshold).sum((1, 2))
+        rest = weights[~chosen][:, rivals].T @ middle[~chosen, number]
+        sums = np.tensordot(weights[chosen][:, rivals].T, values, 1) + rest[:, None, None]
+        pixels[:] = rivals[sums.argmax(0)]
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(compete, range(len(tiles))))
+    return winner, areas.sum(1)
 
 
 def semantic_labels(class_logits: Array, maps: Array, sizes: Sizes, resize_logits: bool) -> Array:
@@ -134,73 +165,7 @@ def semantic_labels(class_logits: Array, maps: Array, sizes: Sizes, resize_logit
         # A second class that scores one half everywhere.
         probs = np.concatenate([np.pad(probs, ((0, 0), (0, 1))), np.float32([[0, 0.5]])])
         maps = np.concatenate([maps, np.full_like(maps[:1], 99)])
-    tiles = _tiles(maps, sizes)
-    low, high = map(sigmoid, _bounds(maps, tiles))
-    middle, half = (low + high) / 2, (high - low) / 2
-    scores = probs.T @ middle
-    favourites = scores.argmax(0)
-    competes = np.empty(scores.shape, bool)
-    for favourite in np.unique(favourites):
-        there = favourites == favourite
-        reach = np.abs(probs - probs[:, [favourite]]).T @ half[:, there]
-        competes[:, there] = scores[:, there] + reach >= scores[favourite, there] - ROUNDING
-    labels = np.empty(sizes.output, np.int64)
-
-    def label(number: int) -> None:
-        classes = competes[:, number].nonzero()[0]
-        if len(classes) == 1:
-            labels[tiles[number].place] = classes[0]
-            return
-        weights = probs[:, classes]
-        doubt = (weights.max(1) - weights.min(1)) * half[:, number]
-        order = doubt.argsort()
-        resized = np.zeros(len(doubt), bool)
-        resized[order[doubt[order].cumsum() > NEGLIGIBLE]] = True
-        rest = weights[~resized].T @ middle[~resized, number]
-        if resize_logits or sizes.image == sizes.output:
-            masks = sigmoid(tiles[number].values(maps[resized]))
-        else:
-            masks = tiles[number].values(maps[resized], sigmoid)
-        scores = weights[resized].T @ masks.reshape(len(masks), -1) + rest[:, None]
-        labels[tiles[number].place] = classes[scores.argmax(0)].reshape(masks.shape[1:])
-
-    _for_each(label, len(tiles))
-    return labels
-
-
-def winners(
-    maps: Array, sizes: Sizes, score: Callable[[Array, Array], Array], threshold: float = 0.0
-) -> tuple[Array, Array]:
-    """Return the map (H, W) with the highest score at each pixel, the first in a tie, and the areas (N,).
-
-    Args:
-        maps: (N, h, w).
-        sizes: see `Sizes`.
-        score: values (n, ...) of some maps, and their indices (n,), to scores that grow with the values.
-        threshold: the area of a map counts the pixels whose value is not below it.
-    """
-    tiles, every = _tiles(maps, sizes), np.arange(len(maps))
-    low, high = _bounds(maps, tiles)
-    competes = score(high, every) >= score(low, every).max(0) - ROUNDING
-    cut = (low < threshold) & (high >= threshold)
-    winner = np.empty(sizes.output, np.int64)
-    areas = np.zeros(low.shape, np.int64)
-
-    def assign(number: int) -> None:
-        pixels = winner[tiles[number].place]
-        rivals = competes[:, number]
-        areas[low[:, number] >= threshold, number] = pixels.size
-        resized = (cut[:, number] | rivals).nonzero()[0]
-        if len(resized) == 1 and not cut[resized, number].any():
-            pixels[:] = resized[0]
-            return
-        values = tiles[number].values(maps[resized])
-        is_cut, is_rival = cut[resized, number], rivals[resized]
-        areas[resized[is_cut], number] = (values[is_cut] >= threshold).sum((1, 2))
-        pixels[:] = resized[is_rival][score(values[is_rival], resized[is_rival]).argmax(0)]
-
-    _for_each(assign, len(tiles))
-    return winner, areas.sum(1)
+    return highest_sums(probs, maps, sizes, act_first=not resize_logits, threshold=2)[0]
 
 
 def panoptic(
@@ -213,8 +178,7 @@ def panoptic(
     if len(queries) == 0:
         return np.zeros(sizes.output, np.int32), []
     labels, scores = labels[queries], scores[queries]
-    threshold = float(np.log(rules["mask_threshold"] / (1 - rules["mask_threshold"])))
-    winner, areas = winners(maps[queries], sizes, lambda v, n: (sigmoid(v).T * scores[n]).T, threshold)
+    winner, areas = highest_sums(np.diag(scores), maps[queries], sizes, threshold=rules["mask_threshold"])
     won = np.bincount(winner.ravel(), minlength=len(queries))
     id_of_query = np.zeros(len(queries), np.int32)
     segments: dict[Any, dict[str, Any]] = {}
@@ -225,8 +189,7 @@ def panoptic(
             segment = {"id": len(segments) + 1, "category_id": label, "score": score}
             segment = segments.setdefault(key, segment)
             segment["score"] = max(segment["score"], score)
-            if kept is None or label in kept:
-                id_of_query[query] = segment["id"]
+            id_of_query[query] = segment["id"] if kept is None or label in kept else 0
     infos = [info for info in segments.values() if kept is None or info["category_id"] in kept]
     return id_of_query[winner], infos
 
@@ -236,16 +199,17 @@ def instances(
 ) -> Iterator[tuple[Array, int, float]]:
     """Yield mask (H, W) bool, class and score of the `top_k` likeliest pairs of query and class."""
     probs = softmax(class_logits)[:, classes]
-    pairs = np.argsort(-probs.ravel(), kind="stable")[: rules["top_k"]]
     (whole,) = _tiles(maps, sizes, None)
     of_query: dict[int, tuple[Array, float]] = {}
-    for pair in pairs.tolist():
+    for pair in np.argsort(-probs.ravel(), kind="stable")[: rules["top_k"]].tolist():
         query, column = divmod(pair, len(classes))
         if query not in of_query:
-            mask_probs = sigmoid(whole.values(maps[query : query + 1])[0])
-            inside = mask_probs > 0.5
-            mean = float(mask_probs[inside].mean()) if inside.any() else 0.0
-            of_query[query] = mask_probs > rules["mask_threshold"], mean
+            mask_probs = sigmoid(_resized(maps[[query]], whole)[0])
+            inside = mask_probs[mask_probs > 0.5]
+            of_query[query] = (
+                mask_probs > rules["mask_threshold"],
+                float(inside.mean()) if inside.size else 0.0,
+            )
         mask, mean = of_query[query]
         if mean > 0 and mask.any():
             yield mask, classes[column], float(probs[query, column]) * mean

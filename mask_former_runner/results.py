@@ -2,7 +2,7 @@
 
 import csv
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 
 Array = np.ndarray
 KINDS = ("overlay", "labels", "panoptic", "coco", "csv")
-COLUMNS = "image task segment_id category_id name is_thing score area x0 y0 x1 y1".split()
+COLUMNS = ("image", "task", "segment_id", "category_id", "name", "is_thing", "score", "area", "x0", "y0")
 
 
 class Segment(NamedTuple):
@@ -67,40 +67,31 @@ class Result:
 
     def draw(self, score_threshold: float = 0.5) -> Image.Image:
         """Return the picture with panoptic segments, else instances, else classes, over it."""
-        picture = Image.fromarray(self.image).resize((self.width, self.height))
-        texts = []
-        for _, _, label, score, area, _, mask in sorted(self.rows(), key=lambda row: -row[4]):
-            if score != "" and self.panoptic is None and score < score_threshold:
-                continue
-            pixels = np.asarray(picture, np.float32)
-            color = np.where(mask()[..., None], np.float32(self.classes["colors"][label]), pixels)
-            picture = Image.fromarray((0.4 * pixels + 0.6 * color).round().astype(np.uint8))
-            ys, xs = mask().nonzero()
-            texts.append((xs[area // 2], ys[area // 2], self.classes["names"][label]))
-        for x, y, text in texts:
-            ImageDraw.Draw(picture).text((x, y), text, (255, 255, 255), stroke_width=1, stroke_fill=(0, 0, 0))
+        picture, texts = Image.fromarray(self.image).resize((self.width, self.height)), []
+        for task, _, label, score, area, _, mask in sorted(self.rows(), key=lambda row: -row[4]):
+            if task != "instance" or score >= score_threshold:
+                shown = Image.fromarray(mask().astype(np.uint8) * 153)
+                picture.paste(tuple(self.classes["colors"][label]), mask=shown)
+                ys, xs = mask().nonzero()
+                texts.append(((xs[area // 2], ys[area // 2]), self.classes["names"][label]))
+        for place, text in texts:
+            ImageDraw.Draw(picture).text(place, text, "white", stroke_width=1, stroke_fill="black")
         return picture
 
-    def rows(
-        self, instances_first: bool = False
-    ) -> Iterator[tuple[str, int, int, Any, int, Any, Callable[[], Array]]]:
-        """Yield task, number, class, score, area, box and mask of segments, else instances, else classes."""
+    def rows(self, instances_first: bool = False) -> Iterator[tuple[Any, ...]]:
+        """Yield task, number, class, score, area, box and a function that gives the mask (H, W).
+
+        Of panoptic segments, else instances, else classes; or of instances where there are any.
+        """
         if self.panoptic is not None and not (instances_first and self.instances is not None):
             for s in self.segments:
-                yield (
-                    "panoptic",
-                    s.id,
-                    s.category_id,
-                    s.score,
-                    s.area,
-                    s.box,
-                    lambda s=s: self.panoptic == s.id,
-                )
+                values = s.id, s.category_id, s.score, s.area, s.box
+                yield "panoptic", *values, lambda s=s: self.panoptic == s.id
         elif self.instances is not None:
             i = self.instances
             columns = (i.classes.tolist(), i.scores.tolist(), i.areas.tolist(), i.boxes.tolist(), i.masks)
-            for number, (label, score, area, box, mask) in enumerate(zip(*columns, strict=True), 1):
-                yield "instance", number, label, score, area, box, lambda mask=mask: mask
+            for number, (*values, mask) in enumerate(zip(*columns, strict=True), 1):
+                yield "instance", number, *values, lambda mask=mask: mask
         elif self.semantic is not None:
             for label in np.unique(self.semantic[self.semantic < len(self.classes["names"])]).tolist():
                 mask = self.semantic == label
@@ -129,7 +120,8 @@ def run_lengths(mask: Array) -> dict[str, Any]:
 
 def write(results: Iterable[Result], folder: str | Path, kinds: Iterable[str] = KINDS) -> int:
     """Write files of some `KINDS` for all results, JSON and CSV at the end; return the number of pictures."""
-    folder, names, panoptic, coco, table = Path(folder), {}, {"images": [], "annotations": []}, [], [COLUMNS]
+    folder, names, images, annotations, coco = Path(folder), {}, [], [], []
+    table, classes = [[*COLUMNS, "x1", "y1"]], {}
     for kind in ("", *({"overlay", "labels", "panoptic"} & set(kinds))):
         (folder / kind).mkdir(parents=True, exist_ok=True)
     for result in results:
@@ -141,25 +133,27 @@ def write(results: Iterable[Result], folder: str | Path, kinds: Iterable[str] = 
         image_id = int(stem) if stem.isascii() and stem.isdigit() else stem
         if result.panoptic is not None:
             size = {"height": result.height, "width": result.width}
-            panoptic["images"].append({"id": image_id, "file_name": Path(result.image_name).name, **size})
-            infos = [_entry(result, row) | {"area": row[4], "iscrowd": 0} for row in result.rows()]
-            annotation = {"image_id": image_id, "file_name": f"{stem}.png", "segments_info": infos}
-            panoptic["annotations"].append(annotation)
+            images.append({"id": image_id, "file_name": Path(result.image_name).name, **size})
+            infos = [
+                {"id": row[1], "isthing": int(classes["is_thing"][row[2]]), **_entry(result, row)}
+                | {"area": row[4], "iscrowd": 0}
+                for row in result.rows()
+            ]
+            annotations.append({"image_id": image_id, "file_name": f"{stem}.png", "segments_info": infos})
         for row in result.rows(instances_first=True) if "coco" in kinds else ():
             if row[0] == "instance" or (row[0] == "panoptic" and classes["is_thing"][row[2]]):
-                entry = {"image_id": image_id, **_entry(result, row)}
-                coco.append({key: entry[key] for key in ("image_id", "category_id", "score", "bbox")})
-                coco[-1]["segmentation"] = run_lengths(row[6]())
+                mask = {"segmentation": run_lengths(row[6]())}
+                coco.append({"image_id": image_id, **_entry(result, row), **mask})
         for task, number, label, score, area, box, _ in result.rows():
             facts = (classes["dataset_ids"][label], classes["names"][label], int(classes["is_thing"][label]))
             score = score if score == "" else round(score, 6)
             table.append([result.image_name, task, number, *facts, score, area, *box])
-    if "panoptic" in kinds and panoptic["images"]:
-        columns = (classes[key] for key in ("dataset_ids", "names", "is_thing", "colors"))
-        keys = ("id", "name", "isthing", "color")
-        rows = zip(*columns, strict=True)
-        panoptic["categories"] = [dict(zip(keys, (i, n, int(t), c), strict=True)) for i, n, t, c in rows]
-        (folder / "panoptic.json").write_text(json.dumps(panoptic))
+    if "panoptic" in kinds and images:
+        columns = [classes[key] for key in ("dataset_ids", "names", "is_thing", "colors")]
+        rows = [(i, name, int(thing), color) for i, name, thing, color in zip(*columns, strict=True)]
+        categories = [dict(zip(("id", "name", "isthing", "color"), row, strict=True)) for row in rows]
+        content = {"images": images, "annotations": annotations, "categories": categories}
+        (folder / "panoptic.json").write_text(json.dumps(content))
     if "coco" in kinds:
         (folder / "coco_instances_results.json").write_text(json.dumps(coco))
     if "csv" in kinds:
@@ -169,9 +163,9 @@ def write(results: Iterable[Result], folder: str | Path, kinds: Iterable[str] = 
 
 
 def _write_pictures(result: Result, folder: Path, stem: str, kinds: Iterable[str]) -> None:
+    labels = result.labels()
     if "overlay" in kinds:
         result.draw().save(folder / "overlay" / f"{stem}.jpg", quality=92, subsampling=0)
-    labels = result.labels()
     if "labels" in kinds and labels is not None:
         picture = Image.fromarray(np.ascontiguousarray(labels))
         if labels.dtype == np.uint8:
@@ -185,7 +179,5 @@ def _write_pictures(result: Result, folder: Path, stem: str, kinds: Iterable[str
 
 
 def _entry(result: Result, row: tuple[Any, ...]) -> dict[str, Any]:
-    _, number, label, score, _, (x0, y0, x1, y1), _ = row
-    category = {"id": number, "category_id": result.classes["dataset_ids"][label]}
-    place = {"isthing": int(result.classes["is_thing"][label]), "bbox": [x0, y0, x1 - x0, y1 - y0]}
-    return category | place | ({} if score == "" else {"score": round(score, 6)})
+    (x0, y0, x1, y1), category = row[5], result.classes["dataset_ids"][row[2]]
+    return {"category_id": category, "score": round(row[3], 6), "bbox": [x0, y0, x1 - x0, y1 - y0]}

@@ -1,7 +1,7 @@
 """From pictures to results: read, resize as at test time, run the graph, form results."""
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,9 @@ from mask_former_runner import masks
 from mask_former_runner.graph import Graph
 from mask_former_runner.results import InstanceResults, Result, Segment, box_of
 
-PICTURES = ".avif .bmp .gif .jfif .jp2 .jpeg .jpg .pbm .pgm .png .pnm .ppm .tga .tif .tiff .webp".split()
-VIDEOS = ".avi .m4v .mkv .mov .mp4 .mpeg .mpg .webm".split()
+PICTURES = (".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm")
+PICTURES += (".tga", ".tif", ".tiff", ".webp")
+VIDEOS = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm")
 
 
 class Runner:
@@ -62,7 +63,7 @@ class Runner:
                     yield Result(name, height, width, self.classes, pixels, **fields)
 
     def prepare(self, pixels: np.ndarray) -> np.ndarray:
-        """Return what the graph takes of a picture (H, W, 3) RGB: (C, h, w) uint8, resized as at test time."""
+        """Return the input (C, h, w) uint8 for a picture (H, W, 3) RGB, resized as at test time."""
         shortest, longest = (self.metadata["sizes"][key] for key in ("shortest_edge", "longest_edge"))
         picture, size = Image.fromarray(pixels), np.array(pixels.shape[:2], float)
         if self.metadata["channels"] == "L":
@@ -89,8 +90,10 @@ class Runner:
         if "pixel_logits" in values:
             logits = values["pixel_logits"]
             padded = (logits.shape[1] * sizes["stride"], logits.shape[2] * sizes["stride"])
-            winner, _ = masks.winners(logits, masks.Sizes(padded, image, output), lambda v, _: v)
-            return {"semantic": self._kept(winner)}
+            sizes = masks.Sizes(padded, image, output)
+            return {
+                "semantic": self._kept(masks.highest_sums(np.eye(len(logits)), logits, sizes, np.array)[0])
+            }
         padded = tuple(-(-side // sizes["divisor"]) * sizes["divisor"] for side in image)
         logits = values["class_logits"], values["mask_logits"], masks.Sizes(padded, image, output)
         fields: dict[str, Any] = {}
@@ -172,16 +175,14 @@ def _read(file: str | Path) -> np.ndarray:
     return np.asarray(picture.convert("RGB"))
 
 
-def _frames(file: str) -> Iterable[np.ndarray]:
+def _frames(file: str) -> Iterator[np.ndarray]:
     try:
-        import av
-    except ImportError:
-        try:
-            import cv2
-        except ImportError as error:
-            raise ValueError(f"{file}: videos are read by av or OpenCV: pip install av") from error
-        video = cv2.VideoCapture(file)
-        yield from (frame[:, :, ::-1] for ok, frame in iter(video.read, (False, None)) if ok)
-        return
-    with av.open(file) as video:
-        yield from (frame.to_ndarray(format="rgb24") for frame in video.decode(video=0))
+        import cv2
+    except ImportError as error:
+        raise ValueError(f"{file}: OpenCV reads videos: pip install opencv-python-headless") from error
+    video, count = cv2.VideoCapture(file), 0
+    while (frame := video.read()[1]) is not None:
+        yield frame[:, :, ::-1]
+        count += 1
+    if count == 0:
+        raise ValueError(f"{file}: cannot be read as a video.")

@@ -57,7 +57,9 @@ def largest_difference(expected, found):
 
 
 def images_of(size, batch):
-    return torch.stack([torch.from_numpy(picture(*size, seed).transpose(2, 0, 1).copy()) for seed in range(batch)])
+    return torch.stack(
+        [torch.from_numpy(picture(*size, seed).transpose(2, 0, 1).copy()) for seed in range(batch)]
+    )
 
 
 def assert_same_logits(predictor, file, sizes=SIZES):
@@ -81,8 +83,10 @@ def test_one_file_gives_the_logits_of_all_sizes_and_batches(predictor, onnx_file
 
 def test_graph_has_dynamic_axes_and_opset_18_without_custom_operators(onnx_file):
     model = onnx.load(onnx_file)
-    dims = {v.name: [d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim] for v in
-            [*model.graph.input, *model.graph.output]}
+    dims = {
+        v.name: [d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim]
+        for v in [*model.graph.input, *model.graph.output]
+    }
     assert dims == {
         "image": ["batch", 3, "height", "width"],
         "class_logits": ["batch", 7, 6],

@@ -74,7 +74,9 @@ def test_semantic_labels_are_those_of_inference(sizes, resize_logits, classes):
     class_logits, mask_logits = logits_of(20, classes, (24, 32), classes)
     scores = inference.semantic_scores(class_logits, mask_logits, sizes, resize_logits=resize_logits)
     expected = scores.argmax(0) if classes > 1 else (scores[0] < 0.5).long()
-    found = masks.semantic_labels(class_logits.numpy(), mask_logits.numpy(), masks.Sizes(*sizes), resize_logits)
+    found = masks.semantic_labels(
+        class_logits.numpy(), mask_logits.numpy(), masks.Sizes(*sizes), resize_logits
+    )
     assert (expected.numpy() == found).mean() >= EQUAL_PIXELS
 
 
@@ -85,7 +87,9 @@ def test_panoptic_map_is_that_of_inference(sizes, mask_threshold):
     rules = {"object_mask_threshold": 0.3, "overlap_threshold": 0.1, "mask_threshold": mask_threshold}
     expected, infos = inference.panoptic(class_logits, mask_logits, sizes, thing_ids={0, 1, 2, 3, 4}, **rules)
     rules["thing_ids"] = [0, 1, 2, 3, 4]
-    found, segments = masks.panoptic(class_logits.numpy(), mask_logits.numpy(), masks.Sizes(*sizes), rules, None)
+    found, segments = masks.panoptic(
+        class_logits.numpy(), mask_logits.numpy(), masks.Sizes(*sizes), rules, None
+    )
     assert (expected.numpy() == found).mean() >= EQUAL_PIXELS
     assert [(s["id"], s["category_id"]) for s in segments] == [(i["id"], i["category_id"]) for i in infos]
     assert [s["score"] for s in segments] == pytest.approx([i["score"] for i in infos], abs=1e-5)
@@ -183,7 +187,9 @@ def assert_same_tables(ours, theirs):
         assert [[s[key] for key in keys] for s in x["segments_info"]] == [
             [s[key] for key in keys] for s in y["segments_info"]
         ]
-        assert {key for s in y["segments_info"] for key in s} == {key for s in x["segments_info"] for key in s}
+        assert {key for s in y["segments_info"] for key in s} == {
+            key for s in x["segments_info"] for key in s
+        }
     a, b = (json.loads((folder / "coco_instances_results.json").read_text()) for folder in (ours, theirs))
     assert len(a) == len(b) > 0
     for x, y in zip(a, b, strict=True):
@@ -267,7 +273,10 @@ def test_wrong_files_and_options_are_told_in_one_line(model, tmp_path, capsys):
         ([tmp_path / "model.pth", "x.png"], "model.pth: expected a file .onnx or .xml"),
         ([model, tmp_path / "note.png"], "note.png: cannot be read as a picture"),
         ([model, tmp_path], "holds no pictures"),
-        ([model, tmp_path / "note.png", "--classes", "zebra"], f"No class 'zebra'; this model has {NAMES[0]}"),
+        (
+            [model, tmp_path / "note.png", "--classes", "zebra"],
+            f"No class 'zebra'; this model has {NAMES[0]}",
+        ),
     ]
     (tmp_path / "note.png").rename(tmp_path / "note.txt")
     for arguments, message in cases:
@@ -313,9 +322,19 @@ def test_wheel_runs_in_a_fresh_environment_without_torch(model, photos, tmp_path
     """Install the wheel, numpy, Pillow and onnxruntime alone, predict there, and measure the size."""
     import shutil
 
-    shutil.copytree(ROOT / "mask_former_runner", tmp_path / "source", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(
+        ROOT / "mask_former_runner", tmp_path / "source", ignore=shutil.ignore_patterns("__pycache__")
+    )
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
-    build = [*pip, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(tmp_path), str(tmp_path / "source")]
+    build = [
+        *pip,
+        "wheel",
+        "--no-deps",
+        "--no-build-isolation",
+        "--wheel-dir",
+        str(tmp_path),
+        str(tmp_path / "source"),
+    ]
     subprocess.run(build, check=True)
     (wheel,) = tmp_path.glob("*.whl")
     venv.create(tmp_path / "fresh", with_pip=False)
@@ -329,7 +348,9 @@ def test_wheel_runs_in_a_fresh_environment_without_torch(model, photos, tmp_path
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert len(list((tmp_path / "out" / "labels").iterdir())) == 3
-    script = "import importlib.util as u; print([u.find_spec(n) for n in ('torch', 'detectron2', 'mask_former')])"
+    script = (
+        "import importlib.util as u; print([u.find_spec(n) for n in ('torch', 'detectron2', 'mask_former')])"
+    )
     found = subprocess.run([str(python), "-c", script], capture_output=True, text=True, cwd=tmp_path)
     assert found.stdout.strip() == "[None, None, None]"
     packages = next((tmp_path / "fresh" / "lib").glob("python*/site-packages"))
