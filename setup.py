@@ -36,6 +36,7 @@ setup(
         "test": ["pytest", "pytest-timeout", "pytest-xdist", "h5py", "av", "cityscapesscripts"],
         "cityscapes": ["cityscapesscripts"],
         "bridge": ["transformers", "timm"],
+        "export": ["onnx", "onnxscript", "onnxruntime", "openvino", "nncf", "starlette", "uvicorn"],
         "video": ["av"],
         "lint": ["ruff", "mypy"],
     },

@@ -13,7 +13,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from mask_former.config import load_config
-from mask_former.evaluation import EVALUATORS, id_to_rgb
+from mask_former.evaluation import EVALUATORS
+from mask_former.formats import id_to_rgb
 from mask_former.modeling.criterion import SetCriterion
 from mask_former.modeling.mask_former import MaskFormer, rules_of_config
 from mask_former.modeling.matcher import HungarianMatcher
@@ -25,7 +26,7 @@ HEIGHT, WIDTH = 48, 64
 COLORS = [[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 0], [255, 0, 255], [0, 255, 255]]
 CLASSES = {1: [0, 0, None, None, None, None], 2: [0, 0, 1, 1, 1, 1], 300: [0, 17, 99, 150, 255, 299]}
 THINGS = {1: {0}, 2: {0}, 300: {0, 99, 299}}
-IGNORE = {1: 255, 2: 65535, 300: 65535}
+IGNORE = {1: 65535, 2: 255, 300: 65535}
 SWITCH_OF_TASK = {"semantic": "SEMANTIC_ON", "panoptic": "PANOPTIC_ON", "instance": "INSTANCE_ON"}
 
 
@@ -44,6 +45,7 @@ class ColorHead(nn.Module):
     def __init__(self, classes, num_classes, colors=COLORS):
         super().__init__()
         self.num_classes = num_classes
+        self.sharpness, self.radius = 6.0, 0.4
         self.register_buffer("colors", torch.tensor(colors) / 255)
         probs = torch.full((len(classes), num_classes + 1), 0.1 / num_classes)
         for query, label in enumerate(classes):
@@ -52,7 +54,7 @@ class ColorHead(nn.Module):
 
     def mask_logits(self, features):
         distance = (features["grid"][:, None] - self.colors[None, :, :, None, None]).norm(dim=2)
-        return 6 * (0.4 - distance)
+        return self.sharpness * (self.radius - distance)
 
     def forward(self, features):
         masks = self.mask_logits(features)
@@ -71,9 +73,11 @@ class PixelColorHead(ColorHead):
 STATISTICS = {"pixel_mean": [0.0] * 3, "pixel_std": [255.0] * 3}
 
 
-def color_model(cfg, classes, thing_ids=None, head=ColorHead, colors=COLORS):
+def color_model(cfg, classes, thing_ids=None, head=ColorHead, colors=COLORS, mean_and_std=None):
     num_classes = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
     parts = {"backbone": QuarterGrid(), "sem_seg_head": head(classes, num_classes, colors), **STATISTICS}
+    if mean_and_std is not None:
+        parts["pixel_mean"], parts["pixel_std"] = mean_and_std
     if issubclass(head, PixelColorHead):
         return PerPixelModel(**parts).eval()
     matcher = HungarianMatcher(mask_weight=1.0, dice_weight=1.0)

@@ -5,11 +5,11 @@ import json
 
 import pytest
 import torch
-from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 from tiny_runs import tiny_config
 
 from mask_former.engine.step import TrainingData, TrainStep, step_seed
+from mask_former.modeling.build import build_model
 
 
 def make_step(cfg, batches=None) -> TrainStep:

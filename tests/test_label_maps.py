@@ -81,7 +81,7 @@ def test_labels_do_not_depend_on_how_many_numbers_a_strip_has(strip_numbers, mon
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
 def test_resizing_fewer_masks_at_first_changes_no_label(share, monkeypatch):
     # With 1 all masks are left out at first, so that every pixel in doubt has to be scored with all of them.
-    monkeypatch.setattr(label_maps, "SHARE_OF_DOUBT", share)
+    monkeypatch.setattr(label_maps, "ERROR_SHARE", share)
     for seed in range(4):
         assert_same_labels(settled_logits(30, 40, seed), smooth_masks(30, (16, 24), seed), SIZES[1])
 

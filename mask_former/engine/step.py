@@ -21,6 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from mask_former.data.loader import build_train_loader, training_seed
+from mask_former.inference.ruled_model import unwrapped
 
 logger = logging.getLogger(__name__)
 
@@ -106,14 +107,8 @@ class TrainStep(SimpleTrainer):
         """
         if len(parts) == 1:
             return [(parts[0], {}, 1.0)]
-        model = self.model.module if isinstance(self.model, DistributedDataParallel) else self.model
-        if hasattr(model, "normalizers"):
-            whole = model.normalizers([picture for part in parts for picture in part])
-            return [(part, {"normalizers": whole}, 1.0) for part in parts]
-        # Per-pixel models: the loss is a mean over the labelled pixels.
-        ignore = model.sem_seg_head.ignore_value
-        counts = [sum(int((picture["sem_seg"] != ignore).sum()) for picture in part) for part in parts]
-        return [(part, {}, count / max(sum(counts), 1)) for part, count in zip(parts, counts, strict=True)]
+        model: Any = unwrapped(self.model)
+        return [(part, *share) for part, share in zip(parts, model.step_shares(parts), strict=True)]
 
     def _synchronized(self, is_last: bool) -> Any:
         """Return the context in which gradients are averaged over processes with the last part only."""

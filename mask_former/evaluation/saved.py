@@ -1,6 +1,7 @@
 """Scores of predictions in files, against ground truth in files or of a registered data set."""
 
 import contextlib
+import functools
 import io
 import logging
 from collections.abc import Callable, Collection, Mapping
@@ -150,10 +151,16 @@ def entries_by_stem(entries: Mapping[str, Entry]) -> dict[str, Entry]:
 
 
 def _label_predictions(folder: Path, classes: SemanticClasses) -> dict[str, ReadClasses]:
-    def reader(path: str) -> ReadClasses:
-        return lambda: to_classes(read_label_map(path), len(classes.names), classes.ignore_label, path)
+    def read(path: str) -> NDArray[np.int64]:
+        labels, ignore_label = read_label_map(path), classes.ignore_label
+        if labels.dtype == np.uint8 and ignore_label is not None and ignore_label > 255:
+            ignore_label = 255  # where a file of 8 bits cannot hold it, see `ClassTable.void_label`
+        return to_classes(labels, len(classes.names), ignore_label, path)
 
-    return {stem: reader(entry["sem_seg_file_name"]) for stem, entry in label_files(folder).items()}
+    return {
+        stem: functools.partial(read, entry["sem_seg_file_name"])
+        for stem, entry in label_files(folder).items()
+    }
 
 
 def _run_length_predictions(path: Path, classes: SemanticClasses) -> dict[str, ReadClasses]:

@@ -1,1 +1,1 @@
-"""Models as files that run without torch: ONNX, OpenVINO and torch.export programs, verified and quantised."""
+"""Models as ONNX, OpenVINO and torch.export files, verified and quantised."""

@@ -269,7 +269,7 @@ def save_openvino(model: Any, file: Path) -> None:
 
 
 def load_program(file: Path) -> Any:
-    """Return the module of a .pt2 file; for Swin, without the guards on sizes that torch adds to its strides."""
+    """Return the module of a .pt2 file, without the guards that torch adds for strides of some sizes."""
     return torch.export.load(file).module(check_guards=False)
 
 

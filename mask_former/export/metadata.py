@@ -20,7 +20,7 @@ PIXEL_STRIDE = 4
 def describe_export(
     predictor: Predictor, *, semantic: bool = False, size: tuple[int, int] | None = None
 ) -> dict[str, Any]:
-    """Return the metadata of an exported model, of which `mask_former_runner` reads all but licence and versions.
+    """Return the metadata of an exported model, which `mask_former_runner` reads.
 
     Args:
         predictor: the model with its classes and rules.

@@ -72,8 +72,8 @@ def quantize(
         figures = _losses(predictor, runners, pictures, labels, folder)
         figures["speedup"] = _speedup(runners, items[0])
         told = (
-            f"loses {figures['loss']:.2f} {figures['score']} (bound {max_loss:g}) and is {figures['speedup']:.2f} "
-            f"times as fast as float32 (bound {min_speedup:g})"
+            f"loses {figures['loss']:.2f} {figures['score']} (bound {max_loss:g}) and is "
+            f"{figures['speedup']:.2f} times as fast as float32 (bound {min_speedup:g})"
         )
         if figures["loss"] > max_loss or figures["speedup"] < min_speedup:
             raise ValueError(

@@ -1,4 +1,4 @@
-"""Time from a picture in memory to its result: an exported file against torch, turn by turn in one process."""
+"""Time from a picture in memory to its result, of an exported file and of torch in turns."""
 
 import statistics
 import sys

@@ -1,36 +1,32 @@
-"""The first look of `label_maps.py` at a picture: blocks of cells, and which classes may be best in each."""
+"""The first step of `label_maps.py`: blocks of cells, and the classes that can be highest in each."""
 
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from mask_former.inference.products import product
 from mask_former.inference.resizing import Size, Sizes, Windows
 from mask_former.inference.strips import mask_probs_at
+from mask_former.inference.tensor_ops import product
 
-# Side of a block in cells, and how many numbers (queries or classes, times cells) a row of blocks has at
-# least: in pictures with fewer, blocks are higher, since many small steps would take longer.
+# Side of a block in cells, and minimum number of elements (queries or classes, times cells) in a row of
+# blocks: with fewer, blocks are made higher, since many small operations take longer.
 BLOCK = 12
 ROW_NUMBERS = 1 << 18
 
-# Blocks with more competitors are worth an effort to have less.
+# With more candidate classes in a block, the number of candidates is reduced first.
 MANY_CLASSES = 48
 
-# So many queries say what score the best class of a pixel has at least.
+# Number of queries that the lower bound of the highest score is computed from.
 STRONG_QUERIES = 12
 
-# Of a score: more than what float32 loses in a sum of some hundred products in practice, since errors cancel;
-# the worst case would be 2^-24 a product.
+# Relative error of a score. Larger than the float32 rounding error of a sum of some hundred products in
+# practice, where errors cancel; the worst case would be 2^-24 per product.
 ROUNDING = 1e-5
 
 
-class Picture(NamedTuple):
-    """What labels are made of; see `label_maps.pruned_labels`.
-
-    rows: of cells, that each row of the output is made of.
-    columns: likewise.
-    """
+class MaskGrid(NamedTuple):
+    """The inputs of `label_maps.pruned_labels`, and the cells that output rows and columns depend on."""
 
     class_probs: Tensor
     mask_logits: Tensor
@@ -40,86 +36,84 @@ class Picture(NamedTuple):
     columns: Windows
 
     @property
-    def grid(self) -> Size:
-        """The size of the mask grid."""
+    def shape(self) -> Size:
+        """Height and width in cells."""
         height, width = self.mask_logits.shape[1:]
         return height, width
 
 
 class Blocks(NamedTuple):
-    """The picture cut into r x c blocks.
+    """An image divided into r x c blocks.
 
-    rows: of the output, in each row of blocks.
-    columns: of the output, in each column of blocks.
-    high: (Q, r, c), what the mask probabilities are at most.
-    competes: (K, r, c) bool, the favourite of each block and its rivals; never none.
-    most: (K, r, c), what the scores are at most.
+    rows: output rows of each row of blocks.
+    columns: output columns of each column of blocks.
+    max_probs: (Q, r, c), upper bounds of the mask probabilities.
+    is_candidate: (K, r, c) bool, classes that can have the highest score somewhere in the block.
+    max_scores: (K, r, c), upper bounds of the scores.
     """
 
     rows: list[range]
     columns: list[range]
-    high: Tensor
-    competes: Tensor
-    most: Tensor
+    max_probs: Tensor
+    is_candidate: Tensor
+    max_scores: Tensor
 
 
-def cut_into_blocks(picture: Picture) -> Blocks:
-    """Cut the picture into blocks and compare the classes in each."""
-    class_probs = picture.class_probs
-    height = ROW_NUMBERS // (max(class_probs.shape) * picture.grid[1])
-    rows, columns = _block_spans(picture, 0, max(BLOCK, height)), _block_spans(picture, 1, BLOCK)
+def divide_into_blocks(grid: MaskGrid) -> Blocks:
+    """Divide the image into blocks and compare the classes in each."""
+    class_probs = grid.class_probs
+    height = ROW_NUMBERS // (max(class_probs.shape) * grid.shape[1])
+    rows, columns = _block_spans(grid, 0, max(BLOCK, height)), _block_spans(grid, 1, BLOCK)
     low, high = _extremes(
-        picture.mask_logits,
-        [picture.rows.cells(some) for some in rows],
-        [picture.columns.cells(some) for some in columns],
+        grid.mask_logits,
+        [grid.rows.cells(span) for span in rows],
+        [grid.columns.cells(span) for span in columns],
     )
     low, high = low.flatten(1).sigmoid(), high.flatten(1).sigmoid()
     half = (high - low) / 2
     scores = product(class_probs.t(), low + half)
-    best, favourite = scores.max(0)
+    highest, leader = scores.max(0)
     rounding = ROUNDING * product(class_probs.amax(1)[None], high)[0]
-    competes = torch.empty_like(scores, dtype=torch.bool)
-    for chosen in favourite.unique().tolist():
-        blocks = (favourite == chosen).nonzero().squeeze(1)
-        # How far behind a class is in the middle, and what it can make good somewhere in the block.
-        behind = best[blocks] - scores.index_select(1, blocks)
-        difference = (class_probs - class_probs[:, chosen : chosen + 1]).abs_()
-        reach = product(difference.t(), half.index_select(1, blocks)).add_(rounding[blocks])
-        behind[chosen] = -1
-        # Said so that what is not a number competes.
-        competes.index_copy_(1, blocks, (reach < behind).logical_not_())
+    is_candidate = torch.empty_like(scores, dtype=torch.bool)
+    for leading_class in leader.unique().tolist():
+        blocks = (leader == leading_class).nonzero().squeeze(1)
+        # The deficit of each class at the middle of the bounds, and how much of it can vanish in the block.
+        deficit = highest[blocks] - scores.index_select(1, blocks)
+        difference = (class_probs - class_probs[:, leading_class : leading_class + 1]).abs_()
+        variation = product(difference.t(), half.index_select(1, blocks)).add_(rounding[blocks])
+        deficit[leading_class] = -1
+        # Negated, so that classes with NaN remain candidates.
+        is_candidate.index_copy_(1, blocks, (variation < deficit).logical_not_())
     shape = (len(rows), len(columns))
-    most = scores.add_(product(class_probs.t(), half)).mul_(1 + ROUNDING)
-    return Blocks(
-        rows, columns, high.unflatten(1, shape), competes.unflatten(1, shape), most.unflatten(1, shape)
-    )
+    max_scores = scores.add_(product(class_probs.t(), half)).mul_(1 + ROUNDING)
+    return Blocks(rows, columns, *(x.unflatten(1, shape) for x in (high, is_candidate, max_scores)))
 
 
-def _block_spans(picture: Picture, axis: int, cells: int) -> list[range]:
-    """Return the rows (or columns) of the output that blocks of so many cells along an axis have."""
-    padded, image, output = (size[axis] for size in picture.sizes)
-    edge = max(1, round(cells * padded / picture.grid[axis] * output / image))
+def _block_spans(grid: MaskGrid, axis: int, cells: int) -> list[range]:
+    """Return the output rows (or columns) of blocks with `cells` cells along an axis."""
+    padded, image, output = (size[axis] for size in grid.sizes)
+    edge = max(1, round(cells * padded / grid.shape[axis] * output / image))
     return [range(start, min(start + edge, output)) for start in range(0, output, edge)]
 
 
-def competitors(picture: Picture, blocks: Blocks, number: int) -> Tensor:
-    """Return which classes (K, block columns) may be best somewhere in each block of a row of them."""
-    competes = blocks.competes[:, number]
-    if int(competes.sum(0).amax()) <= MANY_CLASSES:
-        return competes
-    # The best class of a pixel has at least the score that one query alone gives to its favourite class.
-    weights = picture.class_probs.amax(1)
-    reach = weights * blocks.high[:, number].amax(1)
-    strong = reach.topk(min(STRONG_QUERIES, len(reach))).indices
-    rows, logits = blocks.rows[number], picture.mask_logits.index_select(0, strong)
-    floor = mask_probs_at(logits, picture.sizes, rows, picture.resize_logits)
+def candidate_classes(grid: MaskGrid, blocks: Blocks, number: int) -> Tensor:
+    """Return the candidates (K, c) bool of each block in row `number` of the blocks."""
+    is_candidate = blocks.is_candidate[:, number]
+    if int(is_candidate.sum(0).amax()) <= MANY_CLASSES:
+        return is_candidate
+    # The highest score of a pixel is at least what a single query contributes to its most probable class.
+    weights = grid.class_probs.amax(1)
+    max_contribution = weights * blocks.max_probs[:, number].amax(1)
+    strong = max_contribution.topk(min(STRONG_QUERIES, len(weights))).indices
+    rows, logits = blocks.rows[number], grid.mask_logits.index_select(0, strong)
+    floor = mask_probs_at(logits, grid.sizes, rows, grid.resize_logits)
     floor = floor.mul_(weights[strong, None, None]).amax(0).amin(0)
     floor = torch.stack([floor[columns.start : columns.stop].amin() for columns in blocks.columns])
-    return competes & (blocks.most[:, number] < floor).logical_not_()
+    return is_candidate & (blocks.max_scores[:, number] < floor).logical_not_()
 
 
 def _extremes(maps: Tensor, rows: list[range], columns: list[range]) -> tuple[Tensor, Tensor]:
-    """Return the lowest and the highest value (N, rows, columns) of (N, h, w) maps in each span of cells."""
+    """Return minimum and maximum (N, r, c) of (N, h, w) maps over each pair of row and column spans."""
     stripes = [maps[:, span.start : span.stop].float() for span in rows]
     low = torch.stack([stripe.amin(1) for stripe in stripes], 1)
     high = torch.stack([stripe.amax(1) for stripe in stripes], 1)

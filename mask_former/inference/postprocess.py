@@ -18,11 +18,10 @@ from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
 from mask_former.inference.label_maps import pruned_labels
-from mask_former.inference.parallel_items import side_by_side
-from mask_former.inference.products import index_of_highest, product
 from mask_former.inference.resizing import Sizes
 from mask_former.inference.rules import NO_CLASS, ResultRules
 from mask_former.inference.strips import mask_prob_strips, mask_probs_at, strip_numbers, strips_of
+from mask_former.inference.tensor_ops import index_of_highest, product, side_by_side
 
 # Products of query and class per pixel up to which a CPU computes all scores faster than it prunes.
 FEW_PRODUCTS = 1000

@@ -1,20 +1,89 @@
-"""The interface of models whose results follow `ResultRules`."""
+"""Models whose results follow `ResultRules`: their output for one image, and their common interface."""
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from detectron2.structures import ImageList
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
-from mask_former.inference.logits import PixelLogits, QueryLogits
+from mask_former.inference.postprocess import (
+    form_results,
+    keep_classes,
+    labels_of_scores,
+    semantic_scores,
+)
 from mask_former.inference.resizing import Size, Sizes
 from mask_former.inference.rules import ResultRules
 
 # Pixels that an image must have on each side: one cell of the mask grid.
 MIN_IMAGE_SIDE = 4
+
+
+class QueryLogits(NamedTuple):
+    """The prediction of a mask classification model for one image.
+
+    class_logits: (Q, K+1), index K is "no object".
+    mask_logits: (Q, h, w), on the mask grid of the padded image.
+    sizes: what the grid covers, and the size of the results.
+    """
+
+    class_logits: Tensor
+    mask_logits: Tensor
+    sizes: Sizes
+
+    def results(self, rules: ResultRules) -> dict[str, Any]:
+        """Return `sem_seg`, `panoptic_seg` and `instances`, as far as the rules ask for them."""
+        return form_results(*self.strongest(rules.max_queries), rules)
+
+    def scores(self, rules: ResultRules) -> Tensor:
+        """Return the semantic scores (K, H, W)."""
+        strongest = self.strongest(rules.max_queries)
+        return semantic_scores(*strongest, resize_logits=rules.resize_logits)
+
+    def strongest(self, count: int | None) -> "QueryLogits":
+        """Return the logits of the `count` queries with the highest class probability, in their order."""
+        if count is None or count >= len(self.class_logits):
+            return self
+        highest = self.class_logits.float().softmax(-1)[:, :-1].amax(1)
+        chosen = highest.topk(count).indices.sort().values
+        return QueryLogits(self.class_logits[chosen], self.mask_logits[chosen], self.sizes)
+
+
+class PixelLogits(NamedTuple):
+    """The prediction of a per-pixel model for one image.
+
+    class_logits: (K, h, w), on a grid over the padded image.
+    sizes: what the grid covers, and the size of the results.
+    """
+
+    class_logits: Tensor
+    sizes: Sizes
+
+    def results(self, rules: ResultRules) -> dict[str, Any]:
+        """Return `sem_seg`: class logits (K, H, W), which Detectron2 calls scores, or labels (H, W)."""
+        logits = self._resized()
+        if rules.semantic_form == "scores":
+            return {"sem_seg": logits}
+        return {"sem_seg": keep_classes(labels_of_scores(logits), len(logits), rules.kept_classes)}
+
+    def scores(self, rules: ResultRules) -> Tensor:
+        """Return the probabilities (K, H, W) of the classes."""
+        return self._resized().float().softmax(0)
+
+    @torch.no_grad()
+    def _resized(self) -> Tensor:
+        """Return the class logits (K, H, W) at the output size."""
+        logits, (padded, image, output) = self.class_logits[None], self.sizes
+        # Per-pixel heads enlarge to whole cells, which may be more than the image: that is cropped, not shrunk.
+        if logits.shape[-2] < padded[0] or logits.shape[-1] < padded[1]:
+            logits = F.interpolate(logits, size=padded, mode="bilinear", align_corners=False)
+        logits = logits[..., : image[0], : image[1]]
+        return F.interpolate(logits, size=output, mode="bilinear", align_corners=False)[0]
+
 
 Logits = QueryLogits | PixelLogits
 
@@ -41,6 +110,15 @@ class RuledModel(nn.Module):
 
     def check_rules(self, rules: ResultRules) -> None:
         """Raise ValueError where the model cannot follow the rules."""
+        raise NotImplementedError
+
+    def step_shares(
+        self, parts: Sequence[list[dict[str, Any]]]
+    ) -> list[tuple[dict[str, Any], float | Tensor]]:
+        """Return, for each part of a training batch, arguments of `forward` and a factor on its losses.
+
+        With them, the losses of the parts add up to those of the whole batch.
+        """
         raise NotImplementedError
 
     def results(

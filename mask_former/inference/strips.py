@@ -1,6 +1,6 @@
-"""Mask probabilities at the size of the result, strip by strip: some rows of all queries at a time.
+"""Mask probabilities at the output size in strips, some rows of all queries at a time.
 
-In the published order and as exact as on whole maps, but a full-size map of every query never exists.
+Values are those of the published order of operations on whole maps, without a full-size map of every query.
 """
 
 from collections.abc import Iterator
@@ -11,14 +11,14 @@ from torch.nn import functional as F
 
 from mask_former.inference.resizing import Sizes, finite, neighbours, source_rows
 
-# Numbers (queries x rows x columns) that one strip may hold: on a CPU few enough for its caches, elsewhere
-# enough to keep the device busy.
+# Elements (queries x rows x columns) of one strip: on a CPU it fits into the caches, on other devices it is
+# large enough to occupy them.
 _STRIP_NUMBERS = {"cpu": 1 << 20}
 _STRIP_NUMBERS_ELSEWHERE = 1 << 26
 
 
 def strip_numbers(device: torch.device) -> int:
-    """Return how many numbers a strip should have at most to be fast on `device`."""
+    """Return the maximum number of elements in a strip on `device`."""
     return _STRIP_NUMBERS.get(device.type, _STRIP_NUMBERS_ELSEWHERE)
 
 
@@ -27,8 +27,8 @@ def mask_prob_strips(
 ) -> Iterator[tuple[slice, Tensor]]:
     """Yield the mask probabilities at the output size as (rows, (N, rows, W) float32), top to bottom.
 
-    Where the published order resizes class scores (`resize_logits` False), the probabilities are resized
-    instead: scores are linear in them, so the result is the same and does not grow with the classes.
+    If class scores are to be resized (`resize_logits` False), the probabilities are resized instead: scores
+    are linear in them, so the result is the same, and its cost does not grow with the number of classes.
     """
     for rows in strips_of(mask_logits, sizes):
         yield slice(rows.start, rows.stop), mask_probs_at(mask_logits, sizes, rows, resize_logits)
@@ -37,27 +37,24 @@ def mask_prob_strips(
 def strips_of(mask_logits: Tensor, sizes: Sizes) -> list[range]:
     """Return the rows of each strip of `mask_prob_strips`."""
     height, width = sizes.output
-    # Where the output is smaller than the image, each of its rows stands for several.
+    # If the output is smaller than the image, each of its rows is computed from several.
     image_rows = max(1, -(-sizes.image[0] // height))
-    numbers_a_row = max(1, len(mask_logits)) * max(width, sizes.padded[1]) * image_rows
-    strip_height = max(1, strip_numbers(mask_logits.device) // numbers_a_row)
+    elements_per_row = max(1, len(mask_logits)) * max(width, sizes.padded[1]) * image_rows
+    strip_height = max(1, strip_numbers(mask_logits.device) // elements_per_row)
     return [range(start, min(start + strip_height, height)) for start in range(0, height, strip_height)]
 
 
 def mask_probs_at(mask_logits: Tensor, sizes: Sizes, rows: range, resize_logits: bool) -> Tensor:
-    """Return rows of the mask probabilities at the output size, (N, rows, W) float32; see `mask_prob_strips`.
-
-    Grid to padded size, crop, then image to output size.
-    """
+    """Return rows of the mask probabilities, (N, rows, W) float32; see `mask_prob_strips`."""
     (padded_height, padded_width), (image_height, image_width), (height, width) = sizes
-    # Rows of the cropped image that these rows of the output are made of.
+    # Rows of the cropped image that these output rows are interpolated from.
     image_rows = source_rows(rows, image_height, height)
     cells = mask_logits.shape[1]
     cell_rows = source_rows(image_rows, cells, padded_height)
     strip = finite(mask_logits[:, cell_rows.start : cell_rows.stop])
     strip = _resize_rows(strip, cell_rows, cells, padded_height, image_rows)
     if resize_logits:
-        # Rows before columns, twice: the maps stay narrow for longer.
+        # Rows before columns, twice: the maps stay narrow longer.
         strip = _resize_rows(strip, image_rows, image_height, height, rows)
     strip = _resize_columns(strip, padded_width)[..., :image_width]
     if resize_logits:
@@ -70,8 +67,8 @@ def _resize_rows(strip: Tensor, held: range, source_height: int, height: int, ro
     """Return `rows` of (N, source_height, W) resized to `height`, given the rows `held` of the source."""
     if source_height == height:
         return strip[:, rows.start - held.start : rows.stop - held.start]
-    wanted = torch.arange(rows.start, rows.stop, device=strip.device)
-    upper, lower, weight = neighbours(wanted, source_height, height)
+    entries = torch.arange(rows.start, rows.stop, device=strip.device)
+    upper, lower, weight = neighbours(entries, source_height, height)
     return torch.lerp(
         strip.index_select(1, upper - held.start), strip.index_select(1, lower - held.start), weight[:, None]
     )

@@ -13,9 +13,8 @@ from detectron2.modeling import META_ARCH_REGISTRY, build_backbone, build_sem_se
 from detectron2.structures import ImageList
 from torch import Tensor, nn
 
-from mask_former.inference.logits import QueryLogits
 from mask_former.inference.resizing import Sizes
-from mask_former.inference.ruled_model import Logits, RuledModel
+from mask_former.inference.ruled_model import Logits, QueryLogits, RuledModel
 from mask_former.inference.rules import ResultRules
 from mask_former.modeling.criterion import Normalizers, SetCriterion
 from mask_former.modeling.matcher import build_matcher
@@ -140,6 +139,13 @@ class MaskFormer(RuledModel):
         """
         counts = [len(entry["instances"]) for entry in batched_inputs]
         return self.criterion.normalizers(counts, self.num_queries)
+
+    def step_shares(
+        self, parts: Sequence[list[dict[str, Any]]]
+    ) -> list[tuple[dict[str, Any], float | Tensor]]:
+        """See `RuledModel`: each part is computed with the normalizers of the whole."""
+        whole = self.normalizers([entry for part in parts for entry in part])
+        return [({"normalizers": whole}, 1.0) for _ in parts]
 
     def predict(self, images: Tensor) -> list[Prediction]:
         """Return the prediction of every supervised layer, the answer last.

@@ -7,9 +7,8 @@ from detectron2.config import CfgNode, configurable
 from detectron2.modeling import SemanticSegmentor
 from torch import Tensor
 
-from mask_former.inference.logits import PixelLogits
 from mask_former.inference.resizing import Sizes
-from mask_former.inference.ruled_model import Logits, RuledModel
+from mask_former.inference.ruled_model import Logits, PixelLogits, RuledModel
 from mask_former.inference.rules import ResultRules
 
 
@@ -41,6 +40,14 @@ class PerPixelModel(SemanticSegmentor, RuledModel):
         if self.training:
             return super().forward(batched_inputs)
         return self.results(batched_inputs, rules)
+
+    def step_shares(
+        self, parts: Sequence[list[dict[str, Any]]]
+    ) -> list[tuple[dict[str, Any], float | Tensor]]:
+        """See `RuledModel`: the loss is a mean over the labelled pixels."""
+        head: Any = self.sem_seg_head
+        counts = [sum(int((entry["sem_seg"] != head.ignore_value).sum()) for entry in part) for part in parts]
+        return [({}, count / max(sum(counts), 1)) for count in counts]
 
     def predict(self, images: Tensor) -> Tensor:
         """Return class logits (B, K, h, w); `images` are (B, 3, H, W), normalised and padded."""

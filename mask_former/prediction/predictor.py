@@ -25,7 +25,7 @@ from mask_former.checkpoint import described_config, read_checkpoint, resolve
 from mask_former.checkpoint.fitting import load_weights
 from mask_former.config import load_config, merge_opts
 from mask_former.inference import TASKS, ResultRules
-from mask_former.inference.logits import QueryLogits
+from mask_former.inference.ruled_model import QueryLogits
 from mask_former.modeling.build import as_ruled, build_model
 from mask_former.modeling.preparation import prepare_for_inference
 from mask_former.prediction.classes import ClassTable, classes_of_dataset, described_classes
@@ -40,7 +40,7 @@ READ_AHEAD = 4
 # Pixels that a resized image must have on each side.
 MIN_SIDE = 4
 
-_licences_told: set[str] = set()
+_shown_licences: set[str] = set()
 
 
 class _Prepared(NamedTuple):
@@ -139,26 +139,7 @@ class Predictor:
                     `modeling.preparation`: "float32", which differs by rounding; "bfloat16"; "auto", the one
                     of them that suits the device best.
         """
-        file = resolve(weights)
-        checkpoint = read_checkpoint(file)
-        metadata = checkpoint.get("metadata", {})
-        cfg = described_config(metadata, file)
-        if cfg is None:
-            raise ValueError(
-                f"{file} holds weights only and does not describe its model: give the configuration, too "
-                "(Predictor.from_config, --config-file); for published weights, the name in the zoo "
-                "(Predictor.from_zoo)."
-            )
-        merge_opts(cfg, opts)
-        classes = described_classes(metadata, cfg)
-        licence = str(metadata.get("license") or "")
-        if licence and licence not in _licences_told:
-            _licences_told.add(licence)
-            logger.info("Licence of the weights %s: %s", file.name, licence)
-        thing_ids = classes.things if cfg.MODEL.MASK_FORMER.TEST.PANOPTIC_ON else classes.things or None
-        model = build_model(cfg, device, thing_ids)
-        load_weights(model, checkpoint, str(file))
-        return cls(model, cfg, classes, metadata=metadata, **_renamed(options))
+        return cls._load(weights, None, device, opts, options)
 
     @classmethod
     def from_config(
@@ -172,8 +153,7 @@ class Predictor:
         """Return a predictor of a configuration (file or node) and weights of any kind.
 
         Args:
-            config: its data set gives the classes; where that is not registered, what the weights say of
-                themselves, or numbers.
+            config: its data set defines the classes; if that is not registered, the weights' description.
             weights: a path, URL or `detectron2://` name; None: MODEL.WEIGHTS.
             device: see `from_checkpoint`.
             options: see `from_checkpoint`.
@@ -183,14 +163,44 @@ class Predictor:
         weights = weights or cfg.MODEL.WEIGHTS
         if not weights:
             raise ValueError("There are no weights to predict with: pass `weights`, or set MODEL.WEIGHTS.")
+        return cls._load(weights, cfg, device, (), options)
+
+    @classmethod
+    def _load(
+        cls,
+        weights: str | Path,
+        cfg: CfgNode | None,
+        device: str | None,
+        opts: Sequence[str],
+        options: dict[str, Any],
+    ) -> "Predictor":
+        """Return a predictor of a weight file; `cfg` None: the configuration that the file describes."""
         file = resolve(weights)
         checkpoint = read_checkpoint(file)
         metadata = checkpoint.get("metadata", {})
-        is_described = len(metadata.get("class_names") or ()) == cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
-        classes = described_classes(metadata, cfg) if is_described else classes_of_dataset(cfg)
-        model = build_model(cfg, device, classes.things or None)
+        is_described = cfg is None
+        cfg = described_config(metadata, file) if cfg is None else cfg
+        if cfg is None:
+            raise ValueError(
+                f"{file} holds weights only and does not describe its model: give the configuration, too "
+                "(Predictor.from_config, --config-file); for published weights, the name in the zoo "
+                "(Predictor.from_zoo)."
+            )
+        merge_opts(cfg, opts)
+        if is_described or len(metadata.get("class_names") or ()) == cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES:
+            classes = described_classes(metadata, cfg)
+        else:
+            classes = classes_of_dataset(cfg)
+        licence = str(metadata.get("license") or "")
+        if licence and licence not in _shown_licences:
+            _shown_licences.add(licence)
+            logger.info("Licence of the weights %s: %s", file.name, licence)
+        needs_things = is_described and cfg.MODEL.MASK_FORMER.TEST.PANOPTIC_ON
+        model = build_model(cfg, device, classes.things if needs_things else classes.things or None)
         load_weights(model, checkpoint, str(file))
-        return cls(model, cfg, classes, metadata=metadata, **_renamed(options))
+        if "classes" in options:
+            options["classes_to_keep"] = options.pop("classes")
+        return cls(model, cfg, classes, metadata=metadata, **options)
 
     @classmethod
     def from_zoo(cls, name: str, *, device: str | None = None, **options: Any) -> "Predictor":
@@ -198,22 +208,9 @@ class Predictor:
         cfg = model_zoo.get_config(name)
         return cls.from_config(cfg, model_zoo.weights_file(name), device=device, **options)
 
-    def __call__(
-        self,
-        inputs: Source | Iterable[Source],
-        batch_size: int = 1,
-        output_size: tuple[int, int] | None = None,
-        return_scores: bool = False,
-        return_logits: bool = False,
-        top_k_queries: int | None = None,
-        on_error: ErrorHandler | None = None,
-    ) -> list[Result]:
-        """Return the results of all pictures, in their order; see `stream`."""
-        return list(
-            self.stream(
-                inputs, batch_size, output_size, return_scores, return_logits, top_k_queries, on_error
-            )
-        )
+    def __call__(self, inputs: Source | Iterable[Source], *args: Any, **options: Any) -> list[Result]:
+        """Return the results of all images, in input order; arguments as for `stream`."""
+        return list(self.stream(inputs, *args, **options))
 
     predict = __call__
 
@@ -227,25 +224,25 @@ class Predictor:
         top_k_queries: int | None = None,
         on_error: ErrorHandler | None = None,
     ) -> Iterator[Result]:
-        """Yield the result of each picture, in their order, while later ones are still to be read.
+        """Yield the result of each image in input order, as soon as its batch is predicted.
 
         Args:
             inputs: a path, folder, glob pattern, array (H, W, 3) uint8 RGB, or an iterable of them.
-            batch_size: most pictures in one batch; those of other sizes wait for a batch of their own.
-            output_size: (height, width) of all results; None: that of each picture.
+            batch_size: maximum number of images in one batch; all of them have the same padded size.
+            output_size: (height, width) of all results; None: that of each image.
             return_scores: fill `Result.scores`, (K, H, W).
             return_logits: fill `Result.logits`.
-            top_k_queries: form results from this many queries only, those surest of a class.
-            on_error: told of pictures that cannot be read, which are left out; None: raise `PictureError`.
+            top_k_queries: use only this many queries, those with the highest class probabilities.
+            on_error: called for images that cannot be read, which are skipped; None: raise `PictureError`.
         """
         _check_request(batch_size, output_size, top_k_queries)
         rules = replace(self.rules, max_queries=top_k_queries)
         self.model.check_rules(rules)
         request = _Request(rules, output_size, return_scores, return_logits)
-        pictures = self._prepared(inputs, on_error)
+        images = self._prepared(inputs, on_error)
         # Without batches nothing is read ahead, so that a camera's images are not delayed.
         window_size = batch_size * READ_AHEAD if batch_size > 1 else 1
-        while window := list(itertools.islice(pictures, window_size)):
+        while window := list(itertools.islice(images, window_size)):
             yield from self._predict_window(window, batch_size, request)
 
     def _prepared(
@@ -276,7 +273,7 @@ class Predictor:
     def _predict_window(
         self, window: Sequence[_Prepared], batch_size: int, request: _Request
     ) -> Iterator[Result]:
-        """Yield results in order, batches formed of what is padded to the same size."""
+        """Yield results in order; batches are formed of images with the same padded size."""
         groups: dict[tuple[int, int], list[int]] = {}
         for index, prepared in enumerate(window):
             groups.setdefault(self.model.padded_size(*prepared.image.shape[-2:]), []).append(index)
@@ -284,12 +281,12 @@ class Predictor:
         for indices in groups.values():
             for start in range(0, len(indices), batch_size):
                 batch = indices[start : start + batch_size]
-                found = self._predict_batch([window[index] for index in batch], request)
-                results |= dict(zip(batch, found, strict=True))
+                batch_results = self._predict_batch([window[index] for index in batch], request)
+                results |= dict(zip(batch, batch_results, strict=True))
         for index in range(len(window)):
             yield results.pop(index)
 
-    # Not inference_mode: position tables that the model keeps would be lost for training.
+    # Not inference_mode: tensors that the model caches must remain usable in training.
     @torch.no_grad()
     def _predict_batch(self, batch: Sequence[_Prepared], request: _Request) -> list[Result]:
         sizes = [request.output_size or prepared.picture.size for prepared in batch]
@@ -345,18 +342,9 @@ def _check_thresholds(
         raise ValueError(f"top_k is {top_k}; it must be at least 1.")
 
 
-def _renamed(options: dict[str, Any]) -> dict[str, Any]:
-    """Return options with the class filter under the constructor's name for it."""
-    if "classes" in options:
-        options = {**options, "classes_to_keep": options["classes"]}
-        del options["classes"]
-    return options
-
-
 def _check_request(batch_size: int, output_size: tuple[int, int] | None, top_k_queries: int | None) -> None:
-    if batch_size < 1:
-        raise ValueError(f"batch_size is {batch_size}; it must be at least 1.")
-    if top_k_queries is not None and top_k_queries < 1:
-        raise ValueError(f"top_k_queries is {top_k_queries}; it must be at least 1.")
+    for name, value in (("batch_size", batch_size), ("top_k_queries", top_k_queries)):
+        if value is not None and value < 1:
+            raise ValueError(f"{name} is {value}; it must be at least 1.")
     if output_size is not None and (len(output_size) != 2 or min(output_size) < 1):
         raise ValueError(f"output_size is {output_size}; expected (height, width), both at least 1.")

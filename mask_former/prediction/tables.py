@@ -1,4 +1,4 @@
-"""Files with entries of many images, which grow while a program runs: JSON and CSV, with a journal.
+"""Files with entries of many images: COCO's panoptic JSON, COCO's results JSON, and a CSV table of segments.
 
 Entries are appended to a journal (`.<file>.journal`, one line of JSON per image) at once; the file itself is
 written at the end, atomically. A journal that an interrupted run left behind is read by the next one.
@@ -8,40 +8,45 @@ import csv
 import io
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mask_former.formats import replacing
+import numpy as np
+
+from mask_former.formats import box_of_mask, coco_box, encode_mask, replacing
+from mask_former.prediction.classes import ClassTable
+from mask_former.prediction.values import PredictedValues
 
 Key = int | str
 Entry = dict[str, Any]
+Entries = dict[Key, list[Entry]]
+
+CSV_COLUMNS = (
+    *("image", "task", "segment_id", "category_id", "name", "is_thing", "score", "area"),
+    *("x0", "y0", "x1", "y1"),
+)
 
 
 class ResultTable:
-    """Entries by image, in one file; see the module. Subclasses define the file's format."""
+    """Entries by image, in one file."""
 
-    def __init__(self, file: Path) -> None:
+    def __init__(
+        self, file: Path, parse: Callable[[str], Entries], render: Callable[[list[Entry]], str]
+    ) -> None:
+        """Read what an earlier run left; `parse` and `render` convert the file's text."""
         self.file = file
         self.journal = file.with_name(f".{file.name}.journal")
-        self.entries: dict[Key, list[Entry]] = {}
-        if file.exists():
-            try:
-                self.read(file.read_text(encoding="utf-8"))
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
-                raise ValueError(
-                    f"{file} exists and cannot be added to ({error}); move it away or choose another folder."
-                ) from error
+        self._render = render
+        try:
+            self.entries = parse(file.read_text(encoding="utf-8")) if file.exists() else {}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(
+                f"{file} exists and cannot be added to ({error}); move it away or choose another folder."
+            ) from error
         self._read_journal()
         self._stream = open(self.journal, "ab", buffering=0)  # noqa: SIM115  (closed by `close`)
-
-    def read(self, text: str) -> None:
-        """Fill `entries` from the content of an existing file."""
-        raise NotImplementedError
-
-    def content(self) -> str:
-        """Return the content of the file."""
-        raise NotImplementedError
 
     def add(self, key: Key, entries: list[Entry]) -> None:
         """Set the entries of an image, replacing those it had."""
@@ -55,88 +60,161 @@ class ResultTable:
         """Write the file, then delete the journal."""
         if self._stream.closed:
             return
-        with replacing(self.file) as partial:
-            partial.write_text(self.content(), encoding="utf-8")
+        content = self._render([entry for entries in self.entries.values() for entry in entries])
+        with replacing(self.file) as partial_file:
+            partial_file.write_text(content, encoding="utf-8")
         self._stream.close()
         self.journal.unlink(missing_ok=True)
 
     def _read_journal(self) -> None:
-        if not self.journal.exists():
-            return
-        data = self.journal.read_bytes()
+        data = self.journal.read_bytes() if self.journal.exists() else b""
         for line in data.splitlines():
             try:
                 key, entries = json.loads(line)
             except ValueError:  # incomplete: the run was killed while it wrote this line
                 continue
             self.entries[key] = entries
-        if not data.endswith(b"\n"):
+        if data and not data.endswith(b"\n"):
             with self.journal.open("ab") as stream:
                 stream.write(b"\n")
                 os.fsync(stream.fileno())
 
 
-class PanopticTable(ResultTable):
-    """COCO's panoptic JSON; an entry is {"annotation", "image"}."""
-
-    def __init__(self, file: Path, categories: list[Entry]) -> None:
-        self.categories = categories
-        super().__init__(file)
-
-    def read(self, text: str) -> None:
-        """See `ResultTable`."""
-        content = json.loads(text)
-        if content["categories"] != self.categories:
-            raise ValueError("its classes differ from those of the new results")
-        images = {image["id"]: image for image in content["images"]}
-        for annotation in content["annotations"]:
-            key = annotation["image_id"]
-            self.entries[key] = [{"annotation": annotation, "image": images[key]}]
-
-    def content(self) -> str:
-        """See `ResultTable`."""
-        entries = [entry for entries in self.entries.values() for entry in entries]
-        return json.dumps(
-            {
-                "images": [entry["image"] for entry in entries],
-                "annotations": [entry["annotation"] for entry in entries],
-                "categories": self.categories,
-            }
-        )
+def panoptic_table(file: Path, classes: ClassTable) -> ResultTable:
+    """Return COCO's panoptic JSON; its entries are `panoptic_entry`."""
+    columns = zip(classes.dataset_ids, classes.names, classes.is_thing, classes.colors, strict=True)
+    categories = [
+        {"id": dataset_id, "name": name, "isthing": int(is_thing), "color": list(color)}
+        for dataset_id, name, is_thing, color in columns
+    ]
+    return ResultTable(file, partial(_parse_panoptic, categories), partial(_render_panoptic, categories))
 
 
-class CocoTable(ResultTable):
-    """COCO's results JSON: one list with the instances of all images."""
+def _parse_panoptic(categories: list[Entry], text: str) -> Entries:
+    content = json.loads(text)
+    if content["categories"] != categories:
+        raise ValueError("its classes differ from those of the new results")
+    images = {image["id"]: image for image in content["images"]}
+    keys = [annotation["image_id"] for annotation in content["annotations"]]
+    return {
+        key: [{"annotation": annotation, "image": images[key]}]
+        for key, annotation in zip(keys, content["annotations"], strict=True)
+    }
 
-    def read(self, text: str) -> None:
-        """See `ResultTable`."""
-        for entry in json.loads(text):
-            self.entries.setdefault(entry["image_id"], []).append(entry)
 
-    def content(self) -> str:
-        """See `ResultTable`."""
-        return json.dumps([entry for entries in self.entries.values() for entry in entries])
+def _render_panoptic(categories: list[Entry], entries: list[Entry]) -> str:
+    images = [entry["image"] for entry in entries]
+    annotations = [entry["annotation"] for entry in entries]
+    return json.dumps({"images": images, "annotations": annotations, "categories": categories})
 
 
-class CsvTable(ResultTable):
-    """A table with a header; the first column names the image."""
+def coco_table(file: Path) -> ResultTable:
+    """Return COCO's results JSON, one list with the instances of all images; see `coco_entries`."""
+    return ResultTable(file, lambda text: _grouped(json.loads(text), "image_id"), json.dumps)
 
-    def __init__(self, file: Path, columns: Sequence[str]) -> None:
-        self.columns = list(columns)
-        super().__init__(file)
 
-    def read(self, text: str) -> None:
-        """See `ResultTable`."""
-        reader = csv.DictReader(io.StringIO(text, newline=""))
-        if reader.fieldnames != self.columns:
-            raise ValueError(f"its columns are {reader.fieldnames}, expected {self.columns}")
-        for row in reader:
-            self.entries.setdefault(row[self.columns[0]], []).append(row)
+def csv_table(file: Path) -> ResultTable:
+    """Return a table with a header; its entries are `csv_rows`."""
+    return ResultTable(file, _parse_csv, _render_csv)
 
-    def content(self) -> str:
-        """See `ResultTable`."""
-        text = io.StringIO(newline="")
-        writer = csv.DictWriter(text, self.columns, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(entry for entries in self.entries.values() for entry in entries)
-        return text.getvalue()
+
+def _parse_csv(text: str) -> Entries:
+    reader = csv.DictReader(io.StringIO(text, newline=""))
+    if reader.fieldnames != list(CSV_COLUMNS):
+        raise ValueError(f"its columns are {reader.fieldnames}, expected {list(CSV_COLUMNS)}")
+    return _grouped(list(reader), CSV_COLUMNS[0])
+
+
+def _render_csv(entries: list[Entry]) -> str:
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, CSV_COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(entries)
+    return text.getvalue()
+
+
+def _grouped(entries: list[Entry], column: str) -> Entries:
+    groups: Entries = {}
+    for entry in entries:
+        groups.setdefault(entry[column], []).append(entry)
+    return groups
+
+
+def panoptic_entry(result: PredictedValues, image_id: Key, file_name: str) -> Entry:
+    """Return `annotation` and `image` of COCO's panoptic format, with scores."""
+    segments = [
+        {
+            "id": segment.id,
+            "category_id": result.classes.dataset_ids[segment.category_id],
+            "isthing": int(segment.is_thing),
+            "score": round(segment.score, 6),
+            "area": segment.area,
+            "bbox": coco_box(segment.box),
+            "iscrowd": 0,
+        }
+        for segment in result.segments
+    ]
+    name = Path(result.image_name).name
+    return {
+        "annotation": {"image_id": image_id, "file_name": file_name, "segments_info": segments},
+        "image": {"id": image_id, "file_name": name, "height": result.height, "width": result.width},
+    }
+
+
+def coco_entries(result: PredictedValues, image_id: Key) -> list[Entry] | None:
+    """Return entries of COCO's results format: instances, else thing segments; None without both."""
+    if result.instances is None and result.panoptic is None:
+        return None
+    return [
+        {
+            "image_id": image_id,
+            "category_id": result.classes.dataset_ids[category_id],
+            "score": round(score, 6),
+            "bbox": coco_box(box),
+            "segmentation": encode_mask(mask),
+        }
+        for mask, category_id, score, box in _thing_masks(result)
+    ]
+
+
+def _thing_masks(result: PredictedValues) -> Iterator[tuple[Any, int, float, Any]]:
+    """Yield mask, class, score and box of each instance, or of each thing segment."""
+    instances = result.instances
+    if instances is None:
+        for segment in result.segments:
+            if segment.is_thing:
+                yield result.panoptic == segment.id, segment.category_id, segment.score, segment.box
+        return
+    columns = (instances.classes, instances.scores, instances.boxes)
+    yield from zip(instances.masks, *(column.tolist() for column in columns), strict=True)
+
+
+def csv_rows(result: PredictedValues) -> list[Entry]:
+    """Return the rows of an image: its panoptic segments, else its instances, else its semantic classes."""
+    classes = result.classes
+    rows = []
+    for task, segment_id, label, score, area, box in _segments(result):
+        names = (result.image_name, task, segment_id, classes.dataset_ids[label], classes.names[label])
+        values = (*names, int(classes.is_thing[label]), score, area, *box)
+        rows.append(dict(zip(CSV_COLUMNS, values, strict=True)))
+    return rows
+
+
+def _segments(result: PredictedValues) -> Iterator[tuple[str, int, int, Any, int, Any]]:
+    """Yield task, number, class, score, area and box of each segment, instance or class."""
+    if result.panoptic is not None:
+        for segment in result.segments:
+            score = round(segment.score, 6)
+            yield "panoptic", segment.id, segment.category_id, score, segment.area, segment.box
+    elif result.instances is not None:
+        instances = result.instances
+        columns = (instances.classes, instances.scores, instances.areas, instances.boxes)
+        rows = zip(*(column.tolist() for column in columns), strict=True)
+        for number, (label, score, area, box) in enumerate(rows, 1):
+            yield "instance", number, label, round(score, 6), area, box
+    elif result.semantic is not None:
+        for label in np.unique(result.semantic).tolist():
+            if label < len(result.classes):
+                mask = result.semantic == label
+                box = tuple(float(edge) for edge in box_of_mask(mask))
+                yield "semantic", label, label, "", int(mask.sum()), box

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import find_objects
 from torch import Tensor
 
-from mask_former.inference.logits import QueryLogits
+from mask_former.inference.ruled_model import QueryLogits
 from mask_former.prediction.classes import ClassTable
 
 Box = tuple[float, float, float, float]

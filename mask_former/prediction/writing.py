@@ -22,14 +22,15 @@ from PIL import Image
 from mask_former.formats import id_to_rgb, replacing
 from mask_former.prediction.classes import ClassTable
 from mask_former.prediction.drawing import draw_result
-from mask_former.prediction.entries import (
-    CSV_COLUMNS,
-    categories,
+from mask_former.prediction.tables import (
+    ResultTable,
     coco_entries,
+    coco_table,
     csv_rows,
+    csv_table,
     panoptic_entry,
+    panoptic_table,
 )
-from mask_former.prediction.tables import CocoTable, CsvTable, PanopticTable, ResultTable
 from mask_former.prediction.values import PredictedValues
 
 logger = logging.getLogger(__name__)
@@ -84,19 +85,15 @@ class ResultWriter:
         self.folder.mkdir(parents=True, exist_ok=True)
         for kind in {"overlay", "labels", "panoptic"} & self.kinds:
             (self.folder / kind).mkdir(exist_ok=True)
-        self._tables = self._open_tables(classes)
-
-    def _open_tables(self, classes: ClassTable | None) -> dict[str, ResultTable]:
-        tables: dict[str, ResultTable] = {}
+        self._tables: dict[str, ResultTable] = {}
         if "panoptic" in self.kinds:
             if classes is None:
                 raise ValueError("Panoptic files list the classes: give ResultWriter the `classes`.")
-            tables["panoptic"] = PanopticTable(self.folder / "panoptic.json", categories(classes))
+            self._tables["panoptic"] = panoptic_table(self.folder / "panoptic.json", classes)
         if "coco" in self.kinds:
-            tables["coco"] = CocoTable(self.folder / "coco_instances_results.json")
+            self._tables["coco"] = coco_table(self.folder / "coco_instances_results.json")
         if "csv" in self.kinds:
-            tables["csv"] = CsvTable(self.folder / "segments.csv", CSV_COLUMNS)
-        return tables
+            self._tables["csv"] = csv_table(self.folder / "segments.csv")
 
     def write(self, result: PredictedValues, image: NDArray[np.uint8] | None = None) -> None:
         """Write all files of one image; overlays are drawn on `image` (RGB), by default the result's own."""

@@ -5,7 +5,7 @@ import threading
 import pytest
 import torch
 
-from mask_former.inference.parallel_items import side_by_side
+from mask_former.inference.tensor_ops import side_by_side
 
 CPU = torch.device("cpu")
 
