@@ -54,7 +54,7 @@ def _weights(source: int, length: int, count: int) -> Array:
 
 def _tiles(maps: Array, sizes: Sizes, edge: int | None = TILE) -> list[_Tile]:
     """Return tiles of `edge` cells; None: one tile."""
-    axes = []
+    axes: list[list[_Part]] = []
     for cells, padded, image, output in zip(maps.shape[1:], *sizes, strict=True):
         of_image, of_output = _weights(cells, padded, image), _weights(image, output, output)
         step = max(1, round(edge * padded / cells * output / image)) if edge else output
@@ -163,7 +163,7 @@ def semantic_labels(class_logits: Array, maps: Array, sizes: Sizes, resize_logit
     probs = softmax(class_logits)[:, :-1]
     if probs.shape[1] == 1:
         # A second class that scores one half everywhere.
-        probs = np.concatenate([np.pad(probs, ((0, 0), (0, 1))), np.float32([[0, 0.5]])])
+        probs = np.concatenate([np.pad(probs, ((0, 0), (0, 1))), np.array([[0, 0.5]], np.float32)])
         maps = np.concatenate([maps, np.full_like(maps[:1], 99)])
     return highest_sums(probs, maps, sizes, act_first=not resize_logits, threshold=2)[0]
 

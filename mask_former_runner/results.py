@@ -67,6 +67,7 @@ class Result:
 
     def draw(self, score_threshold: float = 0.5) -> Image.Image:
         """Return the picture with panoptic segments, else instances, else classes, over it."""
+        assert self.image is not None
         picture, texts = Image.fromarray(self.image).resize((self.width, self.height)), []
         for task, _, label, score, area, _, mask in sorted(self.rows(), key=lambda row: -row[4]):
             if task != "instance" or score >= score_threshold:
@@ -85,8 +86,8 @@ class Result:
         """
         if self.panoptic is not None and not (instances_first and self.instances is not None):
             for s in self.segments:
-                values = s.id, s.category_id, s.score, s.area, s.box
-                yield "panoptic", *values, lambda s=s: self.panoptic == s.id
+                facts = s.id, s.category_id, s.score, s.area, s.box
+                yield "panoptic", *facts, lambda s=s: self.panoptic == s.id
         elif self.instances is not None:
             i = self.instances
             columns = (i.classes.tolist(), i.scores.tolist(), i.areas.tolist(), i.boxes.tolist(), i.masks)
@@ -120,8 +121,13 @@ def run_lengths(mask: Array) -> dict[str, Any]:
 
 def write(results: Iterable[Result], folder: str | Path, kinds: Iterable[str] = KINDS) -> int:
     """Write files of some `KINDS` for all results, JSON and CSV at the end; return the number of pictures."""
-    folder, names, images, annotations, coco = Path(folder), {}, [], [], []
-    table, classes = [[*COLUMNS, "x1", "y1"]], {}
+    folder = Path(folder)
+    table: list[list[Any]] = [[*COLUMNS, "x1", "y1"]]
+    names: dict[str, str] = {}
+    images: list[Any] = []
+    annotations: list[Any] = []
+    coco: list[Any] = []
+    classes: dict[str, Any] = {}
     for kind in ("", *({"overlay", "labels", "panoptic"} & set(kinds))):
         (folder / kind).mkdir(parents=True, exist_ok=True)
     for result in results:

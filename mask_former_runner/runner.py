@@ -12,8 +12,8 @@ from mask_former_runner import masks
 from mask_former_runner.graph import Graph
 from mask_former_runner.results import InstanceResults, Result, Segment, box_of
 
-PICTURES = (".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm")
-PICTURES += (".tga", ".tif", ".tiff", ".webp")
+PICTURES = {".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm"}
+PICTURES |= {".tga", ".tif", ".tiff", ".webp"}
 VIDEOS = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm")
 
 
@@ -95,15 +95,15 @@ class Runner:
                 "semantic": self._kept(masks.highest_sums(np.eye(len(logits)), logits, sizes, np.array)[0])
             }
         padded = tuple(-(-side // sizes["divisor"]) * sizes["divisor"] for side in image)
-        logits = values["class_logits"], values["mask_logits"], masks.Sizes(padded, image, output)
+        queries = values["class_logits"], values["mask_logits"], masks.Sizes(padded, image, output)
         fields: dict[str, Any] = {}
         if "semantic" in rules["tasks"]:
-            fields["semantic"] = self._kept(masks.semantic_labels(*logits, rules["resize_logits"]))
+            fields["semantic"] = self._kept(masks.semantic_labels(*queries, rules["resize_logits"]))
         if "panoptic" in rules["tasks"]:
-            fields["panoptic"], infos = masks.panoptic(*logits, rules, self.kept)
+            fields["panoptic"], infos = masks.panoptic(*queries, rules, self.kept)
             fields["segments"] = [self._segment(fields["panoptic"], **info) for info in infos]
         if "instance" in rules["tasks"]:
-            fields["instances"] = self._instances(*logits)
+            fields["instances"] = self._instances(*queries)
         return fields
 
     def _kept(self, labels: np.ndarray) -> np.ndarray:
@@ -156,7 +156,7 @@ def load(inputs: Any) -> Iterator[tuple[str, np.ndarray]]:
         elif Path(source).is_dir():
             files = sorted(file for file in Path(source).iterdir() if file.suffix.lower() in PICTURES)
             if not files:
-                raise ValueError(f"{source}: holds no pictures ({' '.join(PICTURES)}).")
+                raise ValueError(f"{source}: holds no pictures ({' '.join(sorted(PICTURES))}).")
             yield from ((str(file), _read(file)) for file in files)
         elif Path(source).suffix.lower() in VIDEOS:
             for frame, pixels in enumerate(_frames(str(source))):

@@ -114,7 +114,8 @@ def merge_mask_products(model: Any) -> None:
     Both are linear. With fewer queries than channels, the products take that much less work.
     """
     head = model.sem_seg_head
-    decoder, predictor = getattr(head, "pixel_decoder", None), getattr(head, "predictor", None)
+    decoder: Any = getattr(head, "pixel_decoder", None)
+    predictor: Any = getattr(head, "predictor", None)
     if type(predictor) is not StandardTransformerDecoder or not isinstance(decoder, BasePixelDecoder):
         return
     last = decoder.mask_features
@@ -173,10 +174,11 @@ def _general_sizes() -> Any:
     """Return the setting by which the tracer asks for no property of the example's size."""
     from torch.fx.experimental import _config
 
+    settings: Any = _config
     # Not in every torch that we run on; without it some backbones get guards on the size.
     return (
-        _config.patch(backed_size_oblivious=True)
-        if hasattr(_config, "backed_size_oblivious")
+        settings.patch(backed_size_oblivious=True)
+        if "backed_size_oblivious" in vars(settings)
         else nullcontext()
     )
 

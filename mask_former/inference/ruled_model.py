@@ -78,7 +78,7 @@ class PixelLogits(NamedTuple):
     def _resized(self) -> Tensor:
         """Return the class logits (K, H, W) at the output size."""
         logits, (padded, image, output) = self.class_logits[None], self.sizes
-        # Per-pixel heads enlarge to whole cells, which may be more than the image: that is cropped, not shrunk.
+        # Per-pixel heads enlarge to whole cells; what exceeds the image is cropped below.
         if logits.shape[-2] < padded[0] or logits.shape[-1] < padded[1]:
             logits = F.interpolate(logits, size=padded, mode="bilinear", align_corners=False)
         logits = logits[..., : image[0], : image[1]]
