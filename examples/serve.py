@@ -1,9 +1,6 @@
-"""An HTTP server over an exported model: POST a picture, get its segments, or its label map.
+"""An HTTP server over an exported model: POST a picture to /segments (JSON) or /labels (PNG).
 
-pip install ./mask_former_runner[onnxruntime] starlette uvicorn
-python examples/serve.py model.onnx --port 8000
 curl --data-binary @street.jpg localhost:8000/segments
-curl --data-binary @street.jpg localhost:8000/labels > labels.png
 """
 
 import argparse
@@ -40,12 +37,9 @@ def build_app(runner: Runner) -> Starlette:
         return await run_in_threadpool(lambda: next(runner(pixels)))
 
     async def segments(request: Request) -> JSONResponse:
-        rows = (await predict(request)).rows()
-        keys = ("task", "id", "name", "score", "area", "box")
-        names = runner.classes["names"]
-        return JSONResponse(
-            [dict(zip(keys, (t, n, names[c], *rest[:3]), strict=True)) for t, n, c, *rest in rows]
-        )
+        keys, names = ("id", "name", "score", "area", "box"), runner.classes["names"]
+        rows = [(n, names[label], *rest) for _, n, label, *rest, _ in (await predict(request)).rows()]
+        return JSONResponse([dict(zip(keys, row, strict=True)) for row in rows])
 
     async def labels(request: Request) -> Response:
         png = io.BytesIO()
@@ -56,9 +50,7 @@ def build_app(runner: Runner) -> Starlette:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model")
     parser.add_argument("--port", type=int, default=8000)
     arguments = parser.parse_args()

@@ -23,9 +23,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.add_argument(f"--{name}-threshold", type=float)
     parser.add_argument("--top-k", type=int, help="most instances of a picture")
     options = vars(parser.parse_args(argv))
-    inputs, output, kinds, batch_size = (
-        options.pop(key) for key in ("inputs", "output", "save", "batch_size")
-    )
+    inputs, output = options.pop("inputs"), options.pop("output")
+    kinds, batch_size = options.pop("save"), options.pop("batch_size")
     try:
         count = write(Runner(options.pop("model"), **options)(inputs, batch_size), output, kinds)
     except (ValueError, OSError) as error:

@@ -31,21 +31,16 @@ class Graph:
             raise ValueError(f"{file}: its runtime is not installed: pip install {name}") from error
         except Exception as error:  # runtimes raise their own
             reason = " ".join(str(error).split())
-            raise ValueError(f"{file}: cannot be loaded; export it again, opset 18 ({reason}).") from error
+            raise ValueError(f"{file}: cannot be loaded, export it again ({reason}).") from error
         self.metadata: dict[str, Any] = json.loads(text or "{}")
-        if self.metadata.get("format") != FORMAT:
-            raise ValueError(
-                f"{file}: its metadata '{METADATA_KEY}' have format {self.metadata.get('format')}, expected "
-                f"{FORMAT}; export it again with a mask_former that fits this runner."
-            )
+        if (found := self.metadata.get("format")) != FORMAT:
+            raise ValueError(f"{file}: metadata '{METADATA_KEY}' have format {found}, expected {FORMAT}.")
 
     def __call__(self, images: np.ndarray) -> dict[str, np.ndarray]:
         """Return the outputs by name for images (B, C, H, W) uint8."""
         fixed = self.metadata["sizes"]["fixed"]
-        if fixed and tuple(fixed) != images.shape[2:]:
-            raise ValueError(
-                f"An image has {images.shape[2:]} pixels after resizing, this file takes {fixed} only."
-            )
+        if fixed and fixed != list(images.shape[2:]):
+            raise ValueError(f"An image of {images.shape[2:]} came; this file takes {fixed} only.")
         return dict(zip(self.outputs, self._run(images), strict=True))
 
     def _load_onnxruntime(self, file: str, threads: int) -> str | None:

@@ -19,12 +19,8 @@ ROUNDING = 1e-5
 NEGLIGIBLE = 1e-6
 
 
-class Sizes(NamedTuple):
-    """Height and width of what the network saw (`padded`), of the picture in it, and of the result."""
-
-    padded: tuple[int, int]
-    image: tuple[int, int]
-    output: tuple[int, int]
+# Height and width of what the network saw ("padded"), of the image in it, and of the output.
+Sizes = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 
 
 class _Part(NamedTuple):
@@ -120,7 +116,7 @@ def highest_sums(
         act_first: apply it before resizing from the image's to the output's size.
         threshold: the area (N,) of a map is the number of pixels where act(map) is not below it.
     """
-    tiles, act_first = _tiles(maps, sizes), act_first and sizes.image != sizes.output
+    tiles, act_first = _tiles(maps, sizes), act_first and sizes[1] != sizes[2]
     low, high = map(act, _bounds(maps, tiles))
     middle, half = (low + high) / 2, (high - low) / 2
     scores = weights.T @ middle
@@ -129,7 +125,7 @@ def highest_sums(
         there = favourites == favourite
         reach = np.abs(weights - weights[:, [favourite]]).T @ half[:, there]
         competes[:, there] = scores[:, there] + reach >= scores[favourite, there] - ROUNDING
-    winner, areas = np.empty(sizes.output, np.int64), np.zeros(low.shape, np.int64)
+    winner, areas = np.empty(sizes[2], np.int64), np.zeros(low.shape, np.int64)
 
     def compete(number: int) -> None:
         pixels = winner[tiles[number][0].pixels, tiles[number][1].pixels]
@@ -176,7 +172,7 @@ def panoptic(
     labels, scores = probs.argmax(1), probs.max(1)
     queries = ((labels < probs.shape[1] - 1) & (scores > rules["object_mask_threshold"])).nonzero()[0]
     if len(queries) == 0:
-        return np.zeros(sizes.output, np.int32), []
+        return np.zeros(sizes[2], np.int32), []
     labels, scores = labels[queries], scores[queries]
     winner, areas = highest_sums(np.diag(scores), maps[queries], sizes, threshold=rules["mask_threshold"])
     won = np.bincount(winner.ravel(), minlength=len(queries))

@@ -121,13 +121,9 @@ def run_lengths(mask: Array) -> dict[str, Any]:
 
 def write(results: Iterable[Result], folder: str | Path, kinds: Iterable[str] = KINDS) -> int:
     """Write files of some `KINDS` for all results, JSON and CSV at the end; return the number of pictures."""
-    folder = Path(folder)
-    table: list[list[Any]] = [[*COLUMNS, "x1", "y1"]]
-    names: dict[str, str] = {}
-    images: list[Any] = []
-    annotations: list[Any] = []
-    coco: list[Any] = []
-    classes: dict[str, Any] = {}
+    folder, names = Path(folder), dict[str, str]()
+    panoptic: dict[str, list[Any]] = {"images": [], "annotations": [], "categories": []}
+    coco, table = list[Any](), list[Any]([[*COLUMNS, "x1", "y1"]])
     for kind in ("", *({"overlay", "labels", "panoptic"} & set(kinds))):
         (folder / kind).mkdir(parents=True, exist_ok=True)
     for result in results:
@@ -137,31 +133,28 @@ def write(results: Iterable[Result], folder: str | Path, kinds: Iterable[str] = 
             stem = f"{Path(result.image_name).stem}_{number}"
         _write_pictures(result, folder, stem, kinds)
         image_id = int(stem) if stem.isascii() and stem.isdigit() else stem
+        for task, number, label, score, area, box, _ in result.rows():
+            facts = (classes["dataset_ids"][label], classes["names"][label], classes["is_thing"][label])
+            score = score if score == "" else round(score, 6)
+            table.append([result.image_name, task, number, *facts, score, area, *box])
         if result.panoptic is not None:
-            size = {"height": result.height, "width": result.width}
-            images.append({"id": image_id, "file_name": Path(result.image_name).name, **size})
-            infos = [
-                {"id": row[1], "isthing": int(classes["is_thing"][row[2]]), **_entry(result, row)}
-                | {"area": row[4], "iscrowd": 0}
-                for row in result.rows()
-            ]
-            annotations.append({"image_id": image_id, "file_name": f"{stem}.png", "segments_info": infos})
+            things = classes["is_thing"]
+            extra = [{"id": r[1], "isthing": things[r[2]], "area": r[4], "iscrowd": 0} for r in result.rows()]
+            infos = [_entry(result, row) | more for row, more in zip(result.rows(), extra, strict=True)]
+            image = {"id": image_id, "file_name": Path(result.image_name).name}
+            panoptic["images"].append(image | {"height": result.height, "width": result.width})
+            entry = {"image_id": image_id, "file_name": f"{stem}.png", "segments_info": infos}
+            panoptic["annotations"].append(entry)
+        keys = {"id": "dataset_ids", "name": "names", "isthing": "is_thing", "color": "colors"}
+        columns = zip(*(classes[key] for key in keys.values()), strict=True)
+        panoptic["categories"] = [dict(zip(keys, column, strict=True)) for column in columns]
         for row in result.rows(instances_first=True) if "coco" in kinds else ():
             if row[0] == "instance" or (row[0] == "panoptic" and classes["is_thing"][row[2]]):
                 mask = {"segmentation": run_lengths(row[6]())}
                 coco.append({"image_id": image_id, **_entry(result, row), **mask})
-        for task, number, label, score, area, box, _ in result.rows():
-            facts = (classes["dataset_ids"][label], classes["names"][label], int(classes["is_thing"][label]))
-            score = score if score == "" else round(score, 6)
-            table.append([result.image_name, task, number, *facts, score, area, *box])
-    if "panoptic" in kinds and images:
-        columns = [classes[key] for key in ("dataset_ids", "names", "is_thing", "colors")]
-        rows = [(i, name, int(thing), color) for i, name, thing, color in zip(*columns, strict=True)]
-        categories = [dict(zip(("id", "name", "isthing", "color"), row, strict=True)) for row in rows]
-        content = {"images": images, "annotations": annotations, "categories": categories}
-        (folder / "panoptic.json").write_text(json.dumps(content))
-    if "coco" in kinds:
-        (folder / "coco_instances_results.json").write_text(json.dumps(coco))
+    for kind, name, content in (("panoptic", "panoptic", panoptic), ("coco", "coco_instances_results", coco)):
+        if kind in kinds:
+            (folder / f"{name}.json").write_text(json.dumps(content))
     if "csv" in kinds:
         with open(folder / "segments.csv", "w", encoding="utf-8", newline="") as file:
             csv.writer(file, lineterminator="\n").writerows(table)

@@ -34,9 +34,7 @@ class Runner:
         self.classes = self.metadata["classes"]
         score = rules.pop("score_threshold", None)
         rules |= {"object_mask_threshold": score, "instance_score_threshold": score}
-        self.rules = self.metadata["rules"] | {
-            key: value for key, value in rules.items() if value is not None
-        }
+        self.rules = self.metadata["rules"] | {key: v for key, v in rules.items() if v is not None}
         unknown = self.rules.keys() - self.metadata["rules"].keys()
         if unknown or set(self.rules["tasks"]) - set(self.metadata["possible_tasks"]):
             raise ValueError(
@@ -69,12 +67,11 @@ class Runner:
         if self.metadata["channels"] == "L":
             picture = picture.convert("L")
         if shortest:
-            size = size * (shortest / size.min())
-            size = size * min(1.0, longest / size.max())
-            height, width = (size + 0.5).astype(int).tolist()
+            scale = min(shortest / size.min(), longest / size.max())
+            height, width = (size * scale + 0.5).astype(int).tolist()
             if min(height, width) < 4:
                 raise ValueError(f"A picture of {pixels.shape[:2]} pixels gets too narrow: cut it.")
-            picture = picture.resize((width, height), Image.Resampling.BILINEAR)
+            picture = picture.resize((width, height), Image.BILINEAR)
         image = np.atleast_3d(np.asarray(picture)).transpose(2, 0, 1)
         return np.ascontiguousarray(image[::-1] if self.metadata["channels"] == "BGR" else image)
 
@@ -84,18 +81,14 @@ class Runner:
         rules, sizes = self.rules, self.metadata["sizes"]
         if "labels" in values:
             picture = Image.fromarray(values["labels"].astype(np.int32))
-            return {
-                "semantic": self._kept(np.asarray(picture.resize(output[::-1], Image.Resampling.NEAREST)))
-            }
+            return {"semantic": self._kept(np.asarray(picture.resize(output[::-1], Image.NEAREST)))}
         if "pixel_logits" in values:
             logits = values["pixel_logits"]
-            padded = (logits.shape[1] * sizes["stride"], logits.shape[2] * sizes["stride"])
-            sizes = masks.Sizes(padded, image, output)
-            return {
-                "semantic": self._kept(masks.highest_sums(np.eye(len(logits)), logits, sizes, np.array)[0])
-            }
-        padded = tuple(-(-side // sizes["divisor"]) * sizes["divisor"] for side in image)
-        queries = values["class_logits"], values["mask_logits"], masks.Sizes(padded, image, output)
+            grid = (logits.shape[1] * sizes["stride"], logits.shape[2] * sizes["stride"])
+            labels, _ = masks.highest_sums(np.eye(len(logits)), logits, (grid, image, output), np.array)
+            return {"semantic": self._kept(labels)}
+        height, width = (-(-side // sizes["divisor"]) * sizes["divisor"] for side in image)
+        queries = values["class_logits"], values["mask_logits"], ((height, width), image, output)
         fields: dict[str, Any] = {}
         if "semantic" in rules["tasks"]:
             fields["semantic"] = self._kept(masks.semantic_labels(*queries, rules["resize_logits"]))
@@ -125,7 +118,7 @@ class Runner:
         found = masks.instances(class_logits, maps, sizes, self.rules, allowed) if allowed else ()
         rows = [row for row in found if threshold is None or row[2] > threshold]
         rows.sort(key=lambda row: -row[2])
-        stacked = np.array([row[0] for row in rows], bool).reshape(-1, *sizes.output)
+        stacked = np.array([row[0] for row in rows], bool).reshape(-1, *sizes[2])
         return InstanceResults(
             masks=stacked,
             boxes=np.array([box_of(row[0]) for row in rows], np.float32).reshape(-1, 4),
@@ -139,7 +132,7 @@ class Runner:
         names, found = [name.lower() for name in self.classes["names"]], set()
         for item in [wanted] if isinstance(wanted, str | int) else wanted:
             text = str(item).strip().lower()
-            same = [i for i, name in enumerate(names) if text == name or text == str(i)]
+            same = [i for i, name in enumerate(names) if text in (name, str(i))]
             # A class of several names, as "car, auto", goes by each of them.
             same = same or [i for i, n in enumerate(names) if text in map(str.strip, n.split(","))]
             if not same:

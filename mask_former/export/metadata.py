@@ -34,7 +34,7 @@ def describe_export(
         "classes": {
             "names": list(classes.names),
             "colors": [list(color) for color in classes.colors],
-            "is_thing": list(classes.is_thing),
+            "is_thing": [int(is_thing) for is_thing in classes.is_thing],
             "dataset_ids": list(classes.dataset_ids),
             "void_label": classes.void_label,
         },
