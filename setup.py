@@ -18,7 +18,10 @@ setup(
     # The configurations travel inside the package, as mask_former/configs.
     packages=[*find_packages(include=["mask_former", "mask_former.*"]), "mask_former.configs"],
     package_dir={"mask_former.configs": "configs"},
-    package_data={"mask_former": ["data/classes/*.json"], "mask_former.configs": ["**/*.yaml"]},
+    package_data={
+        "mask_former": ["data/*.json", "data/classes/*.json"],
+        "mask_former.configs": ["**/*.yaml"],
+    },
     # Not listed: detectron2, which is not on PyPI (third_party/detectron2 installs it), and OpenCV, of
     # which there are two packages that exclude each other (`make setup` picks the one that works).
     # The lower bounds are those of constraints-lowest.txt, which `make test-lowest` tests.

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from mask_former.data.registration import datasets_root
+from mask_former.data.datasets import datasets_root
 from mask_former.formats import replacing
 
 

@@ -33,7 +33,7 @@ from video_demo import predict_video
 
 from mask_former.checkpoint import flat_metrics
 from mask_former.config import load_config
-from mask_former.data.registration import datasets_root
+from mask_former.data.datasets import datasets_root
 from mask_former.engine import argument_parser as train_arguments
 from mask_former.engine import main as train_or_evaluate
 from mask_former.engine.sample_pictures import truth_of

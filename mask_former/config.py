@@ -4,6 +4,7 @@ A choice that names a registered class says in its comment which file holds it. 
 declares keep Detectron2's meaning and are not repeated here, except where the project adds to it.
 """
 
+import copy
 import difflib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,138 +16,122 @@ from detectron2.config import CfgNode as CN
 from detectron2.config import get_cfg
 from detectron2.projects.deeplab import add_deeplab_config
 
+# Key -> published default.
+DEFAULTS: dict[str, Any] = {
+    # Recipe of the training mapper (data/mapper.py): "mask_former_semantic", "mask_former_panoptic",
+    # "mask_former_instance" (resize, crop, colour, flip) or "detr_panoptic" (flip, resize, and with
+    # probability one half a crop between two resizes).
+    "INPUT.DATASET_MAPPER_NAME": "mask_former_semantic",
+    # Colour augmentation of SSD: brightness, contrast, saturation, hue.
+    "INPUT.COLOR_AUG_SSD": False,
+    # Largest share of a crop that one class may fill; at 1.0 every crop is taken as it comes.
+    "INPUT.CROP.SINGLE_CATEGORY_MAX_AREA": 1.0,
+    # The mapper pads images, right and below, up to a multiple of this many pixels. Below 1: no padding.
+    "INPUT.SIZE_DIVISIBILITY": -1,
+    # "ADAMW" or "SGD" (solver.py).
+    "SOLVER.OPTIMIZER": "ADAMW",
+    # Weight decay of embedding tables (the queries).
+    "SOLVER.WEIGHT_DECAY_EMBED": 0.0,
+    # Factor on the learning rate of every parameter of the backbone.
+    "SOLVER.BACKBONE_MULTIPLIER": 0.1,
+    # Gradient accumulation: each step draws IMS_PER_BATCH pictures in this many equal parts, one after
+    # the other, and gives the gradient of the whole batch.
+    "SOLVER.ACCUMULATE": 1,
+    # Activation checkpointing: the blocks of backbone and transformers keep only their inputs, and recompute
+    # the rest in the backward pass. Same gradients, less memory, more time (docs/performance.md).
+    # MODEL.SWIN.USE_CHECKPOINT, the published name, means the same.
+    "SOLVER.RECOMPUTE_ACTIVATIONS": False,
+    # Type of automatic mixed precision when SOLVER.AMP.ENABLED: "float16" (with a gradient scaler) or
+    # "bfloat16" (without).
+    "SOLVER.AMP.DTYPE": "float16",
+    # Channels of the per-pixel embeddings, and of the mask embeddings they are multiplied with.
+    "MODEL.SEM_SEG_HEAD.MASK_DIM": 256,
+    # "BasePixelDecoder" or "TransformerEncoderPixelDecoder" (modeling/pixel_decoder.py).
+    "MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME": "BasePixelDecoder",
+    # Layers of the transformer encoder inside TransformerEncoderPixelDecoder.
+    "MODEL.SEM_SEG_HEAD.TRANSFORMER_ENC_LAYERS": 0,
+    # Losses (modeling/criterion.py). The mask and dice weights also weigh the matching costs.
+    "MODEL.MASK_FORMER.DEEP_SUPERVISION": True,
+    "MODEL.MASK_FORMER.NO_OBJECT_WEIGHT": 0.1,
+    "MODEL.MASK_FORMER.DICE_WEIGHT": 1.0,
+    "MODEL.MASK_FORMER.MASK_WEIGHT": 20.0,
+    # What void and padding pixels are to matching and mask losses: "background" (as published: negative
+    # for every mask) or "ignore" (they count nowhere).
+    "MODEL.MASK_FORMER.VOID_IN_LOSS": "background",
+    # Points of each mask that matching and mask losses look at instead of all pixels (modeling/points.py):
+    # noisier losses, whose cost does not grow with the picture; 12544 is usual. It pays for crops larger than
+    # 512x512 (docs/performance.md). 0: all pixels, as published.
+    "MODEL.MASK_FORMER.LOSS_POINTS": 0,
+    # "HungarianMatcher" (modeling/matcher.py).
+    "MODEL.MASK_FORMER.MATCHER_NAME": "HungarianMatcher",
+    # "StandardTransformerDecoder" (modeling/transformer_decoder.py).
+    "MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME": "StandardTransformerDecoder",
+    "MODEL.MASK_FORMER.NHEADS": 8,
+    "MODEL.MASK_FORMER.DROPOUT": 0.1,
+    "MODEL.MASK_FORMER.DIM_FEEDFORWARD": 2048,
+    "MODEL.MASK_FORMER.ENC_LAYERS": 0,
+    "MODEL.MASK_FORMER.DEC_LAYERS": 6,
+    # Layer norm before (True) or after (False) each attention and feed-forward layer.
+    "MODEL.MASK_FORMER.PRE_NORM": False,
+    "MODEL.MASK_FORMER.HIDDEN_DIM": 256,
+    "MODEL.MASK_FORMER.NUM_OBJECT_QUERIES": 100,
+    # What the decoder reads: a backbone map by name, or "transformer_encoder" (the pixel decoder's encoder).
+    "MODEL.MASK_FORMER.TRANSFORMER_IN_FEATURE": "res5",
+    # Keep the 1x1 projection in front of the decoder even where the channels agree without it.
+    "MODEL.MASK_FORMER.ENFORCE_INPUT_PROJ": False,
+    # The model pads its batch, right and below, up to a multiple of this many pixels. 0 and 1: only to the
+    # largest picture of the batch; negative: the backbone's own value.
+    "MODEL.MASK_FORMER.SIZE_DIVISIBILITY": 32,
+    # Inference (inference.py): which of the three results are computed.
+    "MODEL.MASK_FORMER.TEST.SEMANTIC_ON": True,
+    "MODEL.MASK_FORMER.TEST.PANOPTIC_ON": False,
+    "MODEL.MASK_FORMER.TEST.INSTANCE_ON": False,
+    # Panoptic: a query is kept when its class score exceeds this.
+    "MODEL.MASK_FORMER.TEST.OBJECT_MASK_THRESHOLD": 0.0,
+    # Panoptic: a segment is kept when at least this share of its mask is not covered by others.
+    "MODEL.MASK_FORMER.TEST.OVERLAP_THRESHOLD": 0.0,
+    # Resize mask logits, not class scores, to the size of the original picture.
+    "MODEL.MASK_FORMER.TEST.SEM_SEG_POSTPROCESSING_BEFORE_INFERENCE": False,
+    # Swin backbone (modeling/swin.py), registered as "D2SwinTransformer".
+    # Side in pixels of the pre-training pictures; sets the size of the absolute position table if APE.
+    "MODEL.SWIN.PRETRAIN_IMG_SIZE": 224,
+    "MODEL.SWIN.PATCH_SIZE": 4,
+    "MODEL.SWIN.EMBED_DIM": 96,
+    "MODEL.SWIN.DEPTHS": [2, 2, 6, 2],
+    "MODEL.SWIN.NUM_HEADS": [3, 6, 12, 24],
+    "MODEL.SWIN.WINDOW_SIZE": 7,
+    "MODEL.SWIN.MLP_RATIO": 4.0,
+    "MODEL.SWIN.QKV_BIAS": True,
+    # Scale of the attention logits; None: 1 / sqrt(channels of a head).
+    "MODEL.SWIN.QK_SCALE": None,
+    "MODEL.SWIN.DROP_RATE": 0.0,
+    "MODEL.SWIN.ATTN_DROP_RATE": 0.0,
+    "MODEL.SWIN.DROP_PATH_RATE": 0.3,
+    # Absolute position embeddings.
+    "MODEL.SWIN.APE": False,
+    "MODEL.SWIN.PATCH_NORM": True,
+    "MODEL.SWIN.OUT_FEATURES": ["res2", "res3", "res4", "res5"],
+    # The same as SOLVER.RECOMPUTE_ACTIVATIONS, whatever the backbone.
+    "MODEL.SWIN.USE_CHECKPOINT": False,
+    # Stages whose parameters stay fixed: -1 none, 0 the patch embedding, n that and the first n stages.
+    "MODEL.SWIN.FROZEN_STAGES": -1,
+    # Metric by which the best checkpoint is kept as model_best.pth, as "task/name" (for example
+    # "panoptic_seg/PQ"); higher is better. Empty: no best checkpoint.
+    "TEST.BEST_METRIC": "",
+    # Pictures drawn beside their ground truth at each evaluation, under OUTPUT_DIR/samples. 0: none.
+    "TEST.SAMPLE_PICTURES": 4,
+}
+
 
 def add_mask_former_config(cfg: CN) -> None:
     """Add the project's keys, with the published defaults, to Detectron2's and DeepLab's."""
     cfg.MODEL.DEVICE = available_device(cfg.MODEL.DEVICE)
-    _add_input_keys(cfg)
-    _add_solver_keys(cfg)
-    _add_head_keys(cfg)
-    _add_mask_former_keys(cfg)
-    _add_swin_keys(cfg)
-    # Metric by which the best checkpoint is kept as model_best.pth, as "task/name" (for example
-    # "panoptic_seg/PQ"); higher is better. Empty: no best checkpoint.
-    cfg.TEST.BEST_METRIC = ""
-    # Pictures drawn beside their ground truth at each evaluation, under OUTPUT_DIR/samples. 0: none.
-    cfg.TEST.SAMPLE_PICTURES = 4
-
-
-def _add_input_keys(cfg: CN) -> None:
-    # Recipe of the training mapper (data/mapper.py): "mask_former_semantic", "mask_former_panoptic",
-    # "mask_former_instance" (resize, crop, colour, flip) or "detr_panoptic" (flip, resize, and with
-    # probability one half a crop between two resizes).
-    cfg.INPUT.DATASET_MAPPER_NAME = "mask_former_semantic"
-    # Colour augmentation of SSD: brightness, contrast, saturation, hue.
-    cfg.INPUT.COLOR_AUG_SSD = False
-    # Largest share of a crop that one class may fill; at 1.0 every crop is taken as it comes.
-    cfg.INPUT.CROP.SINGLE_CATEGORY_MAX_AREA = 1.0
-    # The mapper pads pictures, right and below, up to a multiple of this many pixels. Below 1: no padding.
-    cfg.INPUT.SIZE_DIVISIBILITY = -1
-
-
-def _add_solver_keys(cfg: CN) -> None:
-    # "ADAMW" or "SGD" (solver.py).
-    cfg.SOLVER.OPTIMIZER = "ADAMW"
-    # Weight decay of embedding tables (the queries).
-    cfg.SOLVER.WEIGHT_DECAY_EMBED = 0.0
-    # Factor on the learning rate of every parameter of the backbone.
-    cfg.SOLVER.BACKBONE_MULTIPLIER = 0.1
-    # Gradient accumulation: each step draws IMS_PER_BATCH pictures in this many equal parts, one after
-    # the other, and gives the gradient of the whole batch.
-    cfg.SOLVER.ACCUMULATE = 1
-    # Activation checkpointing: the blocks of backbone and transformers keep only their inputs, and recompute
-    # the rest in the backward pass. Same gradients, less memory, more time (docs/performance.md).
-    # MODEL.SWIN.USE_CHECKPOINT, the published name, means the same.
-    cfg.SOLVER.RECOMPUTE_ACTIVATIONS = False
-    # Type of automatic mixed precision when SOLVER.AMP.ENABLED: "float16" (with a gradient scaler) or
-    # "bfloat16" (without).
-    cfg.SOLVER.AMP.DTYPE = "float16"
-
-
-def _add_head_keys(cfg: CN) -> None:
-    # Channels of the per-pixel embeddings, and of the mask embeddings they are multiplied with.
-    cfg.MODEL.SEM_SEG_HEAD.MASK_DIM = 256
-    # "BasePixelDecoder" or "TransformerEncoderPixelDecoder" (modeling/pixel_decoder.py).
-    cfg.MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME = "BasePixelDecoder"
-    # Layers of the transformer encoder inside TransformerEncoderPixelDecoder.
-    cfg.MODEL.SEM_SEG_HEAD.TRANSFORMER_ENC_LAYERS = 0
-
-
-def _add_mask_former_keys(cfg: CN) -> None:
-    cfg.MODEL.MASK_FORMER = CN()
-
-    # Losses (modeling/criterion.py). The mask and dice weights also weigh the matching costs.
-    cfg.MODEL.MASK_FORMER.DEEP_SUPERVISION = True
-    cfg.MODEL.MASK_FORMER.NO_OBJECT_WEIGHT = 0.1
-    cfg.MODEL.MASK_FORMER.DICE_WEIGHT = 1.0
-    cfg.MODEL.MASK_FORMER.MASK_WEIGHT = 20.0
-    # What void and padding pixels are to matching and mask losses: "background" (as published: negative
-    # for every mask) or "ignore" (they count nowhere).
-    cfg.MODEL.MASK_FORMER.VOID_IN_LOSS = "background"
-    # Points of each mask that matching and mask losses look at instead of all pixels (modeling/points.py):
-    # noisier losses, whose cost does not grow with the picture; 12544 is usual. It pays for crops larger than
-    # 512x512 (docs/performance.md). 0: all pixels, as published.
-    cfg.MODEL.MASK_FORMER.LOSS_POINTS = 0
-    # "HungarianMatcher" (modeling/matcher.py).
-    cfg.MODEL.MASK_FORMER.MATCHER_NAME = "HungarianMatcher"
-
-    # "StandardTransformerDecoder" (modeling/transformer_decoder.py).
-    cfg.MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME = "StandardTransformerDecoder"
-    cfg.MODEL.MASK_FORMER.NHEADS = 8
-    cfg.MODEL.MASK_FORMER.DROPOUT = 0.1
-    cfg.MODEL.MASK_FORMER.DIM_FEEDFORWARD = 2048
-    cfg.MODEL.MASK_FORMER.ENC_LAYERS = 0
-    cfg.MODEL.MASK_FORMER.DEC_LAYERS = 6
-    # Layer norm before (True) or after (False) each attention and feed-forward layer.
-    cfg.MODEL.MASK_FORMER.PRE_NORM = False
-    cfg.MODEL.MASK_FORMER.HIDDEN_DIM = 256
-    cfg.MODEL.MASK_FORMER.NUM_OBJECT_QUERIES = 100
-    # What the decoder reads: a backbone map by name, or "transformer_encoder" (the pixel decoder's encoder).
-    cfg.MODEL.MASK_FORMER.TRANSFORMER_IN_FEATURE = "res5"
-    # Keep the 1x1 projection in front of the decoder even where the channels agree without it.
-    cfg.MODEL.MASK_FORMER.ENFORCE_INPUT_PROJ = False
-    # The model pads its batch, right and below, up to a multiple of this many pixels. 0 and 1: only to the
-    # largest picture of the batch; negative: the backbone's own value.
-    cfg.MODEL.MASK_FORMER.SIZE_DIVISIBILITY = 32
-
-    # Inference (inference.py): which of the three results are computed.
-    cfg.MODEL.MASK_FORMER.TEST = CN()
-    cfg.MODEL.MASK_FORMER.TEST.SEMANTIC_ON = True
-    cfg.MODEL.MASK_FORMER.TEST.PANOPTIC_ON = False
-    cfg.MODEL.MASK_FORMER.TEST.INSTANCE_ON = False
-    # Panoptic: a query is kept when its class score exceeds this.
-    cfg.MODEL.MASK_FORMER.TEST.OBJECT_MASK_THRESHOLD = 0.0
-    # Panoptic: a segment is kept when at least this share of its mask is not covered by others.
-    cfg.MODEL.MASK_FORMER.TEST.OVERLAP_THRESHOLD = 0.0
-    # Resize mask logits, not class scores, to the size of the original picture.
-    cfg.MODEL.MASK_FORMER.TEST.SEM_SEG_POSTPROCESSING_BEFORE_INFERENCE = False
-
-
-def _add_swin_keys(cfg: CN) -> None:
-    # Swin backbone (modeling/swin.py), registered as "D2SwinTransformer".
-    cfg.MODEL.SWIN = CN()
-    # Side in pixels of the pre-training pictures; sets the size of the absolute position table if APE.
-    cfg.MODEL.SWIN.PRETRAIN_IMG_SIZE = 224
-    cfg.MODEL.SWIN.PATCH_SIZE = 4
-    cfg.MODEL.SWIN.EMBED_DIM = 96
-    cfg.MODEL.SWIN.DEPTHS = [2, 2, 6, 2]
-    cfg.MODEL.SWIN.NUM_HEADS = [3, 6, 12, 24]
-    cfg.MODEL.SWIN.WINDOW_SIZE = 7
-    cfg.MODEL.SWIN.MLP_RATIO = 4.0
-    cfg.MODEL.SWIN.QKV_BIAS = True
-    # Scale of the attention logits; None: 1 / sqrt(channels of a head).
-    cfg.MODEL.SWIN.QK_SCALE = None
-    cfg.MODEL.SWIN.DROP_RATE = 0.0
-    cfg.MODEL.SWIN.ATTN_DROP_RATE = 0.0
-    cfg.MODEL.SWIN.DROP_PATH_RATE = 0.3
-    # Absolute position embeddings.
-    cfg.MODEL.SWIN.APE = False
-    cfg.MODEL.SWIN.PATCH_NORM = True
-    cfg.MODEL.SWIN.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
-    # The same as SOLVER.RECOMPUTE_ACTIVATIONS, whatever the backbone.
-    cfg.MODEL.SWIN.USE_CHECKPOINT = False
-    # Stages whose parameters stay fixed: -1 none, 0 the patch embedding, n that and the first n stages.
-    cfg.MODEL.SWIN.FROZEN_STAGES = -1
+    for key, value in DEFAULTS.items():
+        *path, name = key.split(".")
+        node = cfg
+        for part in path:
+            node = node.setdefault(part, CN())
+        node[name] = copy.copy(value)
 
 
 # Keys of Detectron2 that would have no effect in training, and what to do instead.
@@ -213,8 +198,8 @@ def merge_opts(cfg: CN, opts: Sequence[Any]) -> None:
             f"The overrides {' '.join(map(str, opts))!r} are {len(opts)} words, expected pairs KEY VALUE: "
             "give each key its value, and put options that begin with -- before the overrides."
         )
-    known = set(dict(_items(cfg)))
     for key in opts[::2]:
+        known = {name for name, _ in _items(cfg)}
         if key not in known and not cfg.key_is_deprecated(key) and not cfg.key_is_renamed(key):
             close = difflib.get_close_matches(str(key), known, n=1)
             hint = f"did you mean {close[0]}?" if close else "see mask_former/config.py and Detectron2's."

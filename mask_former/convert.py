@@ -6,23 +6,37 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.modeling import build_model
 
 from mask_former.checkpoint import describe, described_config, resolve
+from mask_former.checkpoint.fitting import fit_weights
+from mask_former.checkpoint.reading import file_kind
 from mask_former.config import load_config
 from mask_former.conversion.backbones import describe_backbone
-from mask_former.conversion.inspection import describe_source, fit_report
-from mask_former.conversion.sources import TITLES, SourceWeights, read_source
-from mask_former.conversion.targets import target_of, write_checkpoint, write_hugging_face, write_published
+from mask_former.conversion.files import (
+    TITLES,
+    SourceWeights,
+    read_source,
+    target_of,
+    write_checkpoint,
+    write_hugging_face,
+    write_published,
+)
 from mask_former.conversion.verify import compare_backbone, compare_model
 
 TOLERANCE = 1e-4
-FLOATS = {
-    f"MODEL.MASK_FORMER.{name}" for name in ("DROPOUT", "NO_OBJECT_WEIGHT", "DICE_WEIGHT", "MASK_WEIGHT")
-} | {f"MODEL.SWIN.{name}" for name in ("DROP_RATE", "ATTN_DROP_RATE", "DROP_PATH_RATE")}
+FORMATS = {
+    "zip": "torch archive",
+    "legacy": "torch file of before version 1.6",
+    "pickle": "pickle",
+    "safetensors": "safetensors",
+}
+CLASSIFIERS = ("sem_seg_head.predictor.class_embed.bias", "sem_seg_head.predictor.bias")
+QUERIES = "sem_seg_head.predictor.query_embed.weight"
 EXAMPLES = """
 SRC may be: a ResNet of torchvision or timm, a Swin release or a Swin of timm, a Hugging Face folder, a
 published .pkl, or a checkpoint of ours (.pth, .safetensors); a path, URL or detectron2:// name.
@@ -37,48 +51,31 @@ examples:
 """
 
 
-def argument_parser() -> argparse.ArgumentParser:
-    """Return the parser of a conversion."""
-    parser = _parser("Convert weights between frameworks and layouts.", EXAMPLES)
-    parser.add_argument("source", metavar="SRC", help="weights, or 'inspect' (see inspect --help)")
-    parser.add_argument("target", metavar="DST", type=Path, help="file or folder to write")
-    parser.add_argument("--verify", action="store_true", help="run both sides on a picture and compare")
-    parser.add_argument("--licence", default="", help="licence of the weights, noted in what is written")
-    parser.add_argument(
-        "--reduce-labels",
-        action="store_true",
-        help="Hugging Face folder: labels will be raw ADE20K's (0 is void, 1 is the first class)",
-    )
-    return _with_common(parser)
-
-
-def inspection_parser() -> argparse.ArgumentParser:
-    """Return the parser of `inspect`."""
-    parser = _parser("Say what a file of weights is, and how it fits a configuration.", "")
-    parser.prog += " inspect"
-    parser.add_argument("source", metavar="FILE", help="weights: a path, URL or detectron2:// name")
-    return _with_common(parser)
-
-
-def _parser(description: str, epilog: str) -> argparse.ArgumentParser:
-    return argparse.ArgumentParser(
-        prog="python -m mask_former.convert",
-        description=description,
-        epilog=epilog,
+def argument_parser(is_inspection: bool) -> argparse.ArgumentParser:
+    """Return the parser of a conversion, or of `inspect`."""
+    text = "Convert weights between frameworks and layouts."
+    if is_inspection:
+        text = "Say what a file of weights is, and how it fits a configuration."
+    parser = argparse.ArgumentParser(
+        prog="python -m mask_former.convert" + (" inspect" if is_inspection else ""),
+        description=text,
+        epilog="" if is_inspection else EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-
-
-def _with_common(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    if is_inspection:
+        parser.add_argument("source", metavar="FILE", help="weights: a path, URL or detectron2:// name")
+    else:
+        parser.add_argument("source", metavar="SRC", help="weights, or 'inspect' (see inspect --help)")
+        parser.add_argument("target", metavar="DST", type=Path, help="file or folder to write")
+        parser.add_argument("--verify", action="store_true", help="run both sides on an image and compare")
+        parser.add_argument("--licence", default="", help="licence of the weights, noted in what is written")
+        labels = "Hugging Face folder: labels will be raw ADE20K's (0 is void, 1 is the first class)"
+        parser.add_argument("--reduce-labels", action="store_true", help=labels)
     parser.add_argument("--config-file", help="configuration of the model, where the file does not hold it")
-    parser.add_argument(
-        "--opts", nargs="+", default=[], metavar="KEY VALUE", help="changes of the configuration"
-    )
-    parser.add_argument(
-        "--allow-unsafe",
-        action="store_true",
-        help="run whatever code a pickle names; only for files you trust",
-    )
+    changes = "changes of the configuration"
+    parser.add_argument("--opts", nargs="+", default=[], metavar="KEY VALUE", help=changes)
+    unsafe = "run whatever code a pickle names; only for files you trust"
+    parser.add_argument("--allow-unsafe", action="store_true", help=unsafe)
     return parser
 
 
@@ -89,8 +86,7 @@ def configuration(source: SourceWeights, config_file: str | None, opts: Sequence
     if source.keys:
         cfg = load_config()
         for key, value in source.keys.items():
-            # JSON has 1 where the configuration wants 1.0.
-            cfg.merge_from_list([key, float(value) if type(value) is int and key in FLOATS else value])
+            cfg.merge_from_list([key, value])
         return cfg
     return described_config(source.metadata)
 
@@ -179,8 +175,60 @@ def inspect(arguments: argparse.Namespace) -> list[str]:
     if arguments.config_file:
         cfg = load_config(arguments.config_file, arguments.opts)
         cfg.MODEL.DEVICE = "cpu"
-        lines += fit_report(source, build_model(cfg), path, class_names_of(source._replace(names=[]), cfg))
+        is_ours = source.kind in ("mask_former", "published")
+        state = source.original if is_ours else source.state
+        names = class_names_of(source._replace(names=[]), cfg)
+        _, report = fit_weights(state, build_model(cfg), str(path), source.names, names)
+        lines += str(report).splitlines()
     return lines
+
+
+def describe_source(path: Path, source: SourceWeights) -> list[str]:
+    """Return lines "what: value" about a file or folder; what is not known is left out."""
+    metadata = source.metadata
+    size = sum(
+        file.stat().st_size for file in ([path] if path.is_file() else path.iterdir()) if file.is_file()
+    )
+    kind = "folder" if path.is_dir() else FORMATS[file_kind(path)]
+    values = sum(value.numel() for value in source.original.values())
+    rows: list[tuple[str, Any]] = [
+        ("file", f"{path} ({kind}, {size / 2**20:.1f} MB)"),
+        ("layout", TITLES[source.kind]),
+        ("origin", source.author),
+        ("entries", f"{len(source.original)} ({values:,} numbers)"),
+        ("backbone", _backbone(source)),
+        ("classes", _classes(source)),
+        ("queries", source.state[QUERIES].shape[0] if QUERIES in source.state else ""),
+        ("iteration", metadata.get("iteration")),
+        ("scores", _scores(metadata.get("metrics"))),
+        ("licence", metadata.get("license") or ""),
+        ("config", "in the file" if metadata.get("config") or source.keys else "not in the file"),
+    ]
+    return [f"{name:10} {value}" for name, value in rows if value not in (None, "", {})]
+
+
+def _backbone(source: SourceWeights) -> str:
+    prefix = "" if source.is_backbone else "backbone."
+    return describe_backbone(
+        {name.removeprefix(prefix): value for name, value in source.state.items() if name.startswith(prefix)}
+    ).title
+
+
+def _classes(source: SourceWeights) -> str:
+    counts = [
+        len(source.state[name]) - ("class_embed" in name) for name in CLASSIFIERS if name in source.state
+    ]
+    if not counts and not source.names:
+        return ""
+    names = ", ".join(source.names[:6]) + (" ..." if len(source.names) > 6 else "")
+    return f"{counts[0] if counts else len(source.names)} ({names or 'names not in the file'})"
+
+
+def _scores(metrics: Any) -> str:
+    if not isinstance(metrics, dict):
+        return ""
+    # A score of each class would be a wall.
+    return ", ".join(f"{name} {value:.4g}" for name, value in metrics.items() if "-" not in name)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -188,7 +236,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     is_inspection = argv[:1] == ["inspect"]
-    parser = inspection_parser() if is_inspection else argument_parser()
+    parser = argument_parser(is_inspection)
     arguments = parser.parse_args(argv[1:] if is_inspection else argv)
     try:
         lines = inspect(arguments) if is_inspection else convert(arguments)

@@ -1,6 +1,7 @@
 """File formats that several parts of the package read and write. Each is read and written here only."""
 
 import colorsys
+import glob
 import json
 import os
 import time
@@ -18,20 +19,14 @@ from PIL import ExifTags, Image
 
 # One JSON file a data set, one entry a line, in the order of the class ids.
 CLASS_TABLES = Path(__file__).parent / "data" / "classes"
-# Files in a folder that are taken for pictures, and for label maps: those must be free of losses.
-PICTURE_SUFFIXES = frozenset(
-    (
-        *(".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm"),
-        *(".tga", ".tif", ".tiff", ".webp"),
-    )
-)
+# Files in a folder that are taken for label maps, which must be free of losses, and for pictures.
 LABEL_SUFFIXES = frozenset((".bmp", ".png", ".tif", ".tiff"))
-# Age in seconds from which temporary files of writers that were killed are removed.
-STALE_AFTER = 600
+_LOSSY_SUFFIXES = (".avif", ".gif", ".jfif", ".jp2", ".jpeg", ".jpg", ".webp")
+PICTURE_SUFFIXES = LABEL_SUFFIXES.union(_LOSSY_SUFFIXES, (".pbm", ".pgm", ".pnm", ".ppm", ".tga"))
+STALE_AFTER = 600  # seconds, from which temporary files of killed writers are removed
 # Pillow's modes of one integer per pixel. "P" is a palette file, whose indices are the labels.
 LABEL_MODES = ("1", "L", "P", "I", "I;16", "I;16L", "I;16B", "I;16N")
-# A panoptic PNG holds a segment id in three bytes.
-MAX_SEGMENT_ID = 256**3 - 1
+MAX_SEGMENT_ID = 256**3 - 1  # three bytes of a panoptic PNG
 
 
 @contextmanager
@@ -41,10 +36,7 @@ def replacing(path: Path, *, flush: bool = True) -> Iterator[Path]:
     At any moment, also after a loss of power, either the old file is there or the new one, complete. The
     temporary file lies beside `path`, ends in ".partial", and is removed where writing fails.
 
-    Args:
-        path: the file to write.
-        flush: wait until the data are on the disk; False for the many small files of a folder, which only a
-            loss of power can then leave incomplete.
+    Without `flush` (for the many small files of a folder) a loss of power can leave it incomplete.
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     if flush:
@@ -75,12 +67,10 @@ def _flush(path: Path) -> None:
 
 def _remove_stale(path: Path) -> None:
     """Remove temporary files that killed writers of `path` left."""
-    prefix = f".{path.name}."
-    for name in os.listdir(path.parent):
-        if name.startswith(prefix) and name.endswith(".partial"):
-            with suppress(OSError):  # another process may remove it at the same time
-                if time.time() - (path.parent / name).stat().st_mtime > STALE_AFTER:
-                    (path.parent / name).unlink()
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
+        with suppress(OSError):  # another process may remove it at the same time
+            if time.time() - leftover.stat().st_mtime > STALE_AFTER:
+                leftover.unlink()
 
 
 def rgb_to_id(rgb: NDArray[np.uint8]) -> NDArray[np.int32]:
@@ -122,7 +112,7 @@ def encode_mask(mask: NDArray[np.bool_]) -> dict[str, Any]:
 
 
 def decode_mask(run_lengths: Mapping[str, Any]) -> NDArray[np.bool_]:
-    """Return the mask (H, W) of COCO's run lengths; "counts" is compressed, or a plain list of numbers."""
+    """Return the mask (H, W) of COCO's run lengths, compressed or a plain list of numbers."""
     if isinstance(run_lengths["counts"], list):
         run_lengths = pycocotools.mask.frPyObjects(dict(run_lengths), *run_lengths["size"])
     return pycocotools.mask.decode(dict(run_lengths)).astype(bool)
@@ -131,10 +121,7 @@ def decode_mask(run_lengths: Mapping[str, Any]) -> NDArray[np.bool_]:
 def draw_polygons(
     polygons: Sequence[Sequence[float] | NDArray], height: int, width: int
 ) -> NDArray[np.bool_]:
-    """Return the mask (H, W) that COCO's polygons x1, y1, x2, y2, ... cover together.
-
-    Corners may lie outside the picture: only what is inside is filled.
-    """
+    """Return the mask (H, W) that COCO's polygons x1, y1, x2, y2, ... cover; they may reach beyond it."""
     parts = pycocotools.mask.frPyObjects([list(polygon) for polygon in polygons], height, width)
     return pycocotools.mask.decode(pycocotools.mask.merge(parts)).astype(bool)
 
@@ -142,9 +129,8 @@ def draw_polygons(
 def read_picture(path: str | Path, image_format: str) -> NDArray[np.uint8]:
     """Return a picture as (H, W, C) uint8, upright by its EXIF tag.
 
-    Grey and palette pictures become colour, alpha is dropped, and 16-bit grey keeps its upper eight bits
-    (Pillow does so for 16-bit colour, but would clip 16-bit grey to white). For 8-bit files the result is
-    that of `detectron2.data.detection_utils.read_image`.
+    16-bit grey keeps its upper eight bits, where Pillow would clip it to white. For 8-bit files the result
+    is that of `detectron2.data.detection_utils.read_image`.
 
     Args:
         path: any file that Pillow reads.
@@ -171,10 +157,9 @@ def read_label_map(path: str | Path) -> NDArray[np.integer]:
     label = _decode(path)
     if label.mode not in LABEL_MODES:
         raise ValueError(
-            f"{path}: expected a label map with one integer per pixel, as a grey (8 or 16 bits) or palette "
-            f"PNG or TIFF, found a picture of mode {label.mode} with {len(label.getbands())} channels. If "
-            "its colours stand for classes, write the index of each colour; if they are panoptic segment "
-            "ids, set INPUT.DATASET_MAPPER_NAME to mask_former_panoptic."
+            f"{path}: expected one integer per pixel (grey or palette PNG or TIFF), found mode {label.mode}, "
+            f"{len(label.getbands())} channels. Write the index of each colour; for panoptic segment ids, "
+            "set INPUT.DATASET_MAPPER_NAME to mask_former_panoptic."
         )
     indices = np.asarray(label)
     # Pillow gives the true pixels of a one-bit file as bytes of 255.
@@ -187,8 +172,7 @@ def read_panoptic_map(path: str | Path) -> NDArray[np.int32]:
     if label.mode != "RGB":
         raise ValueError(
             f"{path}: expected an RGB panoptic map with id = R + 256 G + 65536 B, found mode {label.mode}. "
-            "If its colours are segment ids, save it as an RGB PNG; if it holds class indices, set "
-            "INPUT.DATASET_MAPPER_NAME to mask_former_semantic."
+            "Save it as an RGB PNG; for class indices, set INPUT.DATASET_MAPPER_NAME to mask_former_semantic."
         )
     return rgb_to_id(np.asarray(label))
 
@@ -221,19 +205,12 @@ def read_json(path: str | Path, keys: Sequence[str] = ()) -> Any:
         ) from error
     missing = [key for key in keys if not isinstance(content, dict) or key not in content]
     if missing:
-        raise ValueError(
-            f"{path} lacks {', '.join(map(repr, missing))}: it is not a label file of this kind."
-        )
+        raise ValueError(f"{path} lacks {', '.join(map(repr, missing))}: not a label file of this kind.")
     return content
 
 
 def panoptic_annotations(content: Mapping[str, Any], path: str | Path) -> dict[Any, dict[str, Any]]:
-    """Return the annotations of a JSON file in COCO's panoptic form by image id; there is at least one.
-
-    Args:
-        content: of the file, with "annotations".
-        path: of the file, for messages.
-    """
+    """Return the annotations, at least one, of a JSON file in COCO's panoptic form by image id."""
     annotations: dict[Any, dict[str, Any]] = {}
     for annotation in content["annotations"]:
         missing = [key for key in ("image_id", "file_name", "segments_info") if key not in annotation]
@@ -252,11 +229,7 @@ def panoptic_annotations(content: Mapping[str, Any], path: str | Path) -> dict[A
 
 
 def load_classes(table: str | Path) -> list[dict[str, Any]]:
-    """Return a class table: a list of `{"name", ...}`, in the order of the class ids.
-
-    Args:
-        table: name of one of the package's tables, such as "ade20k_150", or path of a JSON file.
-    """
+    """Return the classes, in order of ids, of a table of the package ("ade20k_150") or of a JSON file."""
     path = Path(table) if str(table).endswith(".json") else CLASS_TABLES / f"{table}.json"
     if not path.is_file():
         known = ", ".join(sorted(file.stem for file in CLASS_TABLES.glob("*.json")))

@@ -51,104 +51,68 @@ class Entry(NamedTuple):
     score_tta: float | None
 
 
-class _Section(NamedTuple):
-    """The models of a data set: its end of short names, folder of configurations, folder of weights, metric.
-
-    rows: configuration, beginning of the hash, score, score with scales and flips.
-    """
-
-    dataset: str
-    folder: str
-    group: str
-    metric: str
-    rows: tuple[tuple[str, str, float, float | None], ...]
-
-
-_SECTIONS = (
-    _Section(
-        "ade20k", "ade20k-150", "semantic-ade20k", "mIoU",
-        (
-            ("per_pixel_baseline_R50_bs16_160k", "1043f3", 39.2, 40.9),
-            ("per_pixel_baseline_plus_R50_bs16_160k", "833630", 41.9, 42.9),
-            ("maskformer_R50_bs16_160k", "d8dbeb", 44.5, 46.7),
-            ("maskformer_R101_bs16_160k", "1aeb94", 45.5, 47.2),
-            ("maskformer_R101c_bs16_160k", "b432ea", 46.0, 48.1),
-            ("swin/maskformer_swin_tiny_bs16_160k", "8657a5", 46.7, 48.8),
-            ("swin/maskformer_swin_small_bs16_160k", "528157", 49.8, 51.0),
-            ("swin/maskformer_swin_base_IN21k_384_bs16_160k_res640", "45388b", 52.7, 53.9),
-            ("swin/maskformer_swin_large_IN21k_384_bs16_160k_res640", "aefa3b", 54.1, 55.6),
-        ),
+# (data set in short names, folder of configurations, folder of weights) -> rows: configuration, beginning of
+# the hash, score, score with scales and flips.
+_MODELS: dict[tuple[str, str, str], tuple[tuple[str, str, float, float | None], ...]] = {
+    ("ade20k", "ade20k-150", "semantic-ade20k"): (
+        ("per_pixel_baseline_R50_bs16_160k", "1043f3", 39.2, 40.9),
+        ("per_pixel_baseline_plus_R50_bs16_160k", "833630", 41.9, 42.9),
+        ("maskformer_R50_bs16_160k", "d8dbeb", 44.5, 46.7),
+        ("maskformer_R101_bs16_160k", "1aeb94", 45.5, 47.2),
+        ("maskformer_R101c_bs16_160k", "b432ea", 46.0, 48.1),
+        ("swin/maskformer_swin_tiny_bs16_160k", "8657a5", 46.7, 48.8),
+        ("swin/maskformer_swin_small_bs16_160k", "528157", 49.8, 51.0),
+        ("swin/maskformer_swin_base_IN21k_384_bs16_160k_res640", "45388b", 52.7, 53.9),
+        ("swin/maskformer_swin_large_IN21k_384_bs16_160k_res640", "aefa3b", 54.1, 55.6),
     ),
-    _Section(
-        "coco_stuff_10k", "coco-stuff-10k-171", "semantic-coco-stuff-10k", "mIoU",
-        (
-            ("per_pixel_baseline_R50_bs32_60k", "275ab0", 32.4, 34.4),
-            ("per_pixel_baseline_plus_R50_bs32_60k", "1fa920", 34.2, 35.8),
-            ("maskformer_R50_bs32_60k", "cb03eb", 37.1, 38.9),
-            ("maskformer_R101_bs32_60k", "eb19bb", 38.1, 39.8),
-            ("maskformer_R101c_bs32_60k", "bffd25", 38.0, 39.3),
-        ),
+    ("coco_stuff_10k", "coco-stuff-10k-171", "semantic-coco-stuff-10k"): (
+        ("per_pixel_baseline_R50_bs32_60k", "275ab0", 32.4, 34.4),
+        ("per_pixel_baseline_plus_R50_bs32_60k", "1fa920", 34.2, 35.8),
+        ("maskformer_R50_bs32_60k", "cb03eb", 37.1, 38.9),
+        ("maskformer_R101_bs32_60k", "eb19bb", 38.1, 39.8),
+        ("maskformer_R101c_bs32_60k", "bffd25", 38.0, 39.3),
     ),
-    _Section(
-        "ade20k_full", "ade20k-full-847", "semantic-ade20k-full", "mIoU",
-        (
-            ("per_pixel_baseline_R50_bs16_200k", "9f66a9", 12.4, None),
-            ("per_pixel_baseline_plus_R50_bs16_200k", "4d31f2", 13.9, None),
-            ("maskformer_R50_bs16_200k", "f4e3f6", 16.0, None),
-            ("maskformer_R101_bs16_200k", "88df33", 16.8, None),
-            ("maskformer_R101c_bs16_200k", "75d34e", 17.4, None),
-        ),
+    ("ade20k_full", "ade20k-full-847", "semantic-ade20k-full"): (
+        ("per_pixel_baseline_R50_bs16_200k", "9f66a9", 12.4, None),
+        ("per_pixel_baseline_plus_R50_bs16_200k", "4d31f2", 13.9, None),
+        ("maskformer_R50_bs16_200k", "f4e3f6", 16.0, None),
+        ("maskformer_R101_bs16_200k", "88df33", 16.8, None),
+        ("maskformer_R101c_bs16_200k", "75d34e", 17.4, None),
     ),
-    _Section(
-        "cityscapes", "cityscapes-19", "semantic-cityscapes", "mIoU",
-        (
-            ("maskformer_R101_bs16_90k", "38c00c", 78.5, 80.3),
-            ("maskformer_R101c_bs16_90k", "4f8ff9", 79.7, 81.4),
-        ),
+    ("cityscapes", "cityscapes-19", "semantic-cityscapes"): (
+        ("maskformer_R101_bs16_90k", "38c00c", 78.5, 80.3),
+        ("maskformer_R101c_bs16_90k", "4f8ff9", 79.7, 81.4),
     ),
-    _Section(
-        "mapillary", "mapillary-vistas-65", "semantic-mapillary-vistas", "mIoU",
-        (("maskformer_R50_bs16_300k", "f3fc73", 53.1, 55.4),),
+    ("mapillary", "mapillary-vistas-65", "semantic-mapillary-vistas"): (
+        ("maskformer_R50_bs16_300k", "f3fc73", 53.1, 55.4),
     ),
-    _Section(
-        "coco", "coco-panoptic", "panoptic-coco", "PQ",
-        (
-            ("maskformer_panoptic_R50_bs64_554k", "6f60dc", 46.5, None),
-            ("maskformer_panoptic_R101_bs64_554k", "57b049", 47.6, None),
-            ("swin/maskformer_panoptic_swin_tiny_bs64_554k", "539394", 47.7, None),
-            ("swin/maskformer_panoptic_swin_small_bs64_554k", "5bf6b1", 49.7, None),
-            ("swin/maskformer_panoptic_swin_base_IN21k_384_bs64_554k", "4b7f49", 51.8, None),
-            ("swin/maskformer_panoptic_swin_large_IN21k_384_bs64_554k", "7505c4", 52.7, None),
-        ),
+    ("coco", "coco-panoptic", "panoptic-coco"): (
+        ("maskformer_panoptic_R50_bs64_554k", "6f60dc", 46.5, None),
+        ("maskformer_panoptic_R101_bs64_554k", "57b049", 47.6, None),
+        ("swin/maskformer_panoptic_swin_tiny_bs64_554k", "539394", 47.7, None),
+        ("swin/maskformer_panoptic_swin_small_bs64_554k", "5bf6b1", 49.7, None),
+        ("swin/maskformer_panoptic_swin_base_IN21k_384_bs64_554k", "4b7f49", 51.8, None),
+        ("swin/maskformer_panoptic_swin_large_IN21k_384_bs64_554k", "7505c4", 52.7, None),
     ),
-    _Section(
-        "ade20k", "ade20k-150-panoptic", "panoptic-ade20k", "PQ",
-        (
-            ("maskformer_panoptic_R50_bs16_720k", "7aa977", 34.7, None),
-            ("maskformer_panoptic_R101_bs16_720k", "0b3cc8", 35.7, None),
-        ),
+    ("ade20k", "ade20k-150-panoptic", "panoptic-ade20k"): (
+        ("maskformer_panoptic_R50_bs16_720k", "7aa977", 34.7, None),
+        ("maskformer_panoptic_R101_bs16_720k", "0b3cc8", 35.7, None),
     ),
-)  # fmt: skip
+}
 
 
 def entries() -> builtins.list[Entry]:
     """Return all published models."""
-    return [_entry(section, *row) for section in _SECTIONS for row in section.rows]
-
-
-def _entry(section: _Section, config: str, hash_prefix: str, score: float, score_tta: float | None) -> Entry:
-    stem = config.rpartition("/")[2]
-    # Batch size, iterations and pre-training tell no two models of a data set apart.
-    model = re.sub(r"(_IN21k_384)?_bs.*", "", stem)
-    return Entry(
-        name=f"{model}_{section.dataset}",
-        config=f"{section.folder}/{config}",
-        url=f"{BASE_URL}/{section.group}/{stem}/model_final_{hash_prefix}.pkl",
-        hash_prefix=hash_prefix,
-        metric=section.metric,
-        score=score,
-        score_tta=score_tta,
-    )
+    result = []
+    for (dataset, folder, group), rows in _MODELS.items():
+        metric = "PQ" if group.startswith("panoptic") else "mIoU"
+        for config, digits, score, score_tta in rows:
+            stem = config.rpartition("/")[2]
+            # Batch size, iterations and pre-training tell no two models of a data set apart.
+            name = re.sub(r"(_IN21k_384)?_bs.*", "", stem) + f"_{dataset}"
+            url = f"{BASE_URL}/{group}/{stem}/model_final_{digits}.pkl"
+            result.append(Entry(name, f"{folder}/{config}", url, digits, metric, score, score_tta))
+    return result
 
 
 def find(name: str) -> Entry:
@@ -246,6 +210,6 @@ def list() -> str:
         for e in entries()
     ]
     widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
-    lines = ["  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
-             for row in (header, *rows)]  # fmt: skip
+    line = "  ".join(f"{{:<{width}}}" for width in widths)
+    lines = [line.format(*row).rstrip() for row in (header, *rows)]
     return "\n".join([*lines, f"Weights: {LICENCE}"])

@@ -1,6 +1,7 @@
 """Parameter groups, optimizer, clipping and learning-rate schedule: SOLVER.* made into torch objects."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,18 +12,8 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
-_NORMS = (
-    nn.BatchNorm1d,
-    nn.BatchNorm2d,
-    nn.BatchNorm3d,
-    nn.SyncBatchNorm,
-    nn.GroupNorm,
-    nn.InstanceNorm1d,
-    nn.InstanceNorm2d,
-    nn.InstanceNorm3d,
-    nn.LayerNorm,
-    nn.LocalResponseNorm,
-)
+# The first is the base of all batch and instance norms; LocalResponseNorm has no parameters.
+_NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
 # Swin's position tables.
 _POSITION_TABLES = ("relative_position_bias_table", "absolute_pos_embed")
 
@@ -74,21 +65,16 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> Optimizer:
     clip = cfg.SOLVER.CLIP_GRADIENTS
     if clip.ENABLED and clip.CLIP_TYPE == "full_model":
         if clip.CLIP_VALUE > 0:
-            optimizer.register_step_pre_hook(_FullModelClipping(clip.CLIP_VALUE, clip.NORM_TYPE))
+            clipping = partial(_clip_full_model, clip.CLIP_VALUE, clip.NORM_TYPE)
+            optimizer.register_step_pre_hook(clipping)
         return optimizer
     return maybe_add_gradient_clipping(cfg, optimizer)
 
 
-class _FullModelClipping:
-    """Scales all gradients together so that their common norm does not exceed a bound."""
-
-    def __init__(self, bound: float, norm_type: float) -> None:
-        self.bound = bound
-        self.norm_type = norm_type
-
-    def __call__(self, optimizer: Optimizer, args: tuple, kwargs: dict) -> None:
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        nn.utils.clip_grad_norm_(parameters, self.bound, self.norm_type)
+def _clip_full_model(bound: float, norm_type: float, optimizer: Optimizer, args: tuple, kwargs: dict) -> None:
+    """Scale all gradients together so that their common norm does not exceed the bound."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    nn.utils.clip_grad_norm_(parameters, bound, norm_type)
 
 
 def polynomial_decay(cfg: CfgNode) -> Callable[[int], float]:

@@ -18,7 +18,7 @@ from mask_former.formats import id_to_rgb
 from mask_former.modeling.criterion import SetCriterion
 from mask_former.modeling.mask_former import MaskFormer, rules_of_config
 from mask_former.modeling.matcher import HungarianMatcher
-from mask_former.modeling.per_pixel_model import PerPixelModel
+from mask_former.modeling.per_pixel import PerPixelModel
 from mask_former.modeling.structures import Prediction
 
 HEIGHT, WIDTH = 48, 64

@@ -6,7 +6,7 @@ import pytest
 from detectron2.data.transforms import CropTransform, HFlipTransform, NoOpTransform, ResizeTransform
 from fvcore.transforms.transform import TransformList
 
-from mask_former.data.annotations import instance_segments
+from mask_former.data.labels import instance_segments
 
 SHAPE = (19, 26)
 

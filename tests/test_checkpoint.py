@@ -530,7 +530,7 @@ def test_class_names_of_another_kind_are_not_used(tmp_path, names):
 KILL_WRITERS = """
 import os, random, signal, sys, time, torch
 from pathlib import Path
-from mask_former.checkpoint.writing import save_torch
+from mask_former.checkpoint.checkpointer import save_torch
 file, draws = Path(sys.argv[1]), random.Random(5)
 def content(number):
     return {"number": number, "data": torch.full((300_000,), float(number))}

@@ -29,8 +29,8 @@ from transformers import (
 import mask_former  # noqa: F401  (fills the registries)
 from mask_former.checkpoint import Checkpointer, describe, read_checkpoint
 from mask_former.config import load_config
+from mask_former.conversion.files import read_source
 from mask_former.conversion.hugging_face_config import class_names, config_keys
-from mask_former.conversion.sources import read_source
 from mask_former.convert import configuration, main
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"

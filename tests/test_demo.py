@@ -31,7 +31,7 @@ from video_files import VideoReader, VideoWriter
 
 import demo
 from mask_former.checkpoint import Checkpointer, describe
-from mask_former.data.shapes.drawing import draw_scene, shape_classes
+from mask_former.data.shapes.drawing import CLASSES, draw_scene
 from mask_former.engine import Trainer
 from mask_former.evaluation.__main__ import main as evaluate
 from mask_former.prediction.predictor import Predictor
@@ -327,7 +327,7 @@ def test_panoptic_files_are_what_the_model_says(made, run, tmp_path):
             np.asarray(Image.open(tmp_path / "out/panoptic" / found["file_name"]), int), -1, 0
         )
         np.testing.assert_array_equal(red + 256 * green + 65536 * blue, expected.numpy())
-        ids = [category["id"] for category in shape_classes()]
+        ids = [category["id"] for category in CLASSES]
         classes = {info["id"]: ids[info["category_id"]] for info in infos}
         assert {info["id"]: info["category_id"] for info in found["segments_info"]} == classes
 

@@ -1,5 +1,6 @@
 """Our model and Hugging Face's independent MaskFormer, run as a black box, give the same logits."""
 
+import copy
 import re
 from pathlib import Path
 
@@ -68,11 +69,11 @@ def models(request: pytest.FixtureRequest) -> tuple[nn.Module, nn.Module]:
     return ours_and_theirs(request.param, BACKBONES[request.param])
 
 
-def assert_close(ours: Tensor, theirs: Tensor) -> None:
+def assert_close(ours: Tensor, theirs: Tensor, bound: float = 1e-4) -> None:
     """Within 1e-4 of the largest value: two float32 networks that add in different orders."""
     assert ours.shape == theirs.shape
     assert theirs.std() > 0.01  # logits that do not vary would agree for the wrong reason
-    assert ((ours - theirs).abs().max() / theirs.abs().max()).item() < 1e-4
+    assert ((ours - theirs).abs().max() / theirs.abs().max()).item() < bound
 
 
 @pytest.mark.parametrize("size", [(97, 129), (61, 230), (128, 96)])
@@ -88,15 +89,17 @@ def test_logits_are_equal(models: tuple[nn.Module, nn.Module], size: tuple[int, 
 
 @torch.no_grad()
 def test_logits_of_a_padded_batch_are_equal(models: tuple[nn.Module, nn.Module]):
-    ours, theirs = models
+    # In float32 either R50 differs from its own float64 logits by 2e-4 to 7e-4 of the largest here, depending
+    # on the number of threads; in float64 the two differ by 8e-9.
+    ours, theirs = (copy.deepcopy(model).double() for model in models)
     draws = torch.Generator().manual_seed(5)
     pictures = [torch.randint(0, 256, (3, *size), generator=draws) for size in [(97, 129), (70, 101)]]
     images = ours.prepare_images(pictures).tensor
     assert images.shape == (2, 3, 128, 160)
     answer = ours.predict(images)[-1]
     expected = theirs(images, output_hidden_states=True)
-    assert_close(answer.class_logits, expected.class_queries_logits)
-    assert_close(answer.mask_logits, expected.masks_queries_logits)
+    assert_close(answer.class_logits, expected.class_queries_logits, bound=1e-7)
+    assert_close(answer.mask_logits, expected.masks_queries_logits, bound=1e-7)
 
 
 @torch.no_grad()

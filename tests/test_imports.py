@@ -23,24 +23,24 @@ ALLOWED = {
     "modeling.transformer": set(),
     "modeling.window_attention": {"modeling.transformer"},
     "modeling.swin": {"modeling.window_attention"},
-    "modeling.recomputing": {"modeling.swin", "modeling.transformer"},
-    "modeling.targets": {"modeling.structures"},
     "modeling.points": {"modeling.losses"},
     "modeling.matcher": {"modeling.losses", "modeling.points", "modeling.structures"},
     "modeling.criterion": {"modeling.losses", "modeling.points", "modeling.structures"},
     "modeling.pixel_decoder": {"modeling.transformer", "modeling.structures"},
     "modeling.transformer_decoder": {"modeling.transformer", "modeling.structures"},
     "modeling.head": {"modeling.pixel_decoder", "modeling.transformer_decoder", "modeling.structures"},
-    "modeling.per_pixel": {"modeling.pixel_decoder", "modeling.head"},
+    "modeling.per_pixel": {"modeling.pixel_decoder", "modeling.head", "inference"},
     "modeling.mask_former": {
-        *("modeling.criterion", "modeling.matcher", "modeling.structures", "modeling.targets"),
+        *("modeling.criterion", "modeling.matcher", "modeling.structures"),
         "inference",
     },
-    "modeling.per_pixel_model": {"inference"},
-    "modeling.build": {"modeling.per_pixel_model", "inference", "config"},
+    "modeling.build": {
+        *("modeling.per_pixel", "modeling.swin", "modeling.transformer"),
+        *("inference", "config"),
+    },
     "modeling.preparation": {"modeling"},
     # Weight files.
-    "checkpoint": {"checkpoint", "config", "formats"},
+    "checkpoint": {"checkpoint", "config", "formats", "modeling.head"},
     "conversion": {"conversion", "checkpoint", "formats"},
     "convert": {"conversion", "checkpoint", "config"},
     # Predictions for users.
@@ -52,7 +52,7 @@ ALLOWED = {
     # Programs.
     "engine": {
         *("engine", "config", "checkpoint", "data", "evaluation", "inference", "prediction"),
-        *("solver", "modeling.build", "modeling.recomputing", "formats"),
+        *("solver", "modeling.build", "formats"),
     },
     "export": {
         *("export", "config", "evaluation", "formats", "inference", "prediction"),

@@ -6,8 +6,7 @@ from detectron2.data.transforms import CropTransform, HFlipTransform, ResizeTran
 from fvcore.transforms.transform import TransformList
 from PIL import Image
 
-from mask_former.data.labels import abbreviated, read_panoptic, read_semantic
-from mask_former.data.segment_maps import SegmentMap, move, split
+from mask_former.data.labels import SegmentMap, abbreviated, move, read_panoptic, read_semantic, split
 
 
 def save_ids(path, ids):

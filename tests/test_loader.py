@@ -11,8 +11,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
 from mask_former.config import load_config
-from mask_former.data.loader import build_test_loader, build_train_loader, load_training_entries
-from mask_former.data.sampling import Draw
+from mask_former.data.loader import Draw, build_test_loader, build_train_loader, load_training_entries
 
 NAMES = ("loader_test_a", "loader_test_b")
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import http.server
+import socket
 import threading
 
 import pytest
@@ -32,6 +33,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.send_response(200)
         self.send_header("Content-Length", str(len(server.content)))
         self.end_headers()
+        if server.silent.wait(timeout=server.silence):
+            return
         end = server.interruptions.pop(0) if server.interruptions else len(server.content)
         self.wfile.write(server.content[:end])
         self.close_connection = True
@@ -45,10 +48,12 @@ def server(tmp_path, monkeypatch):
     monkeypatch.setenv(locating.CACHE_VARIABLE, str(tmp_path / "cache"))
     served = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     served.content, served.requests, served.interruptions = CONTENT, [], []
+    served.silent, served.silence = threading.Event(), 0
     served.url = f"http://127.0.0.1:{served.server_port}"
     thread = threading.Thread(target=served.serve_forever, daemon=True)
     thread.start()
     yield served
+    served.silent.set()
     served.shutdown()
     served.server_close()
     thread.join()
@@ -68,6 +73,15 @@ def test_a_transfer_that_breaks_off_is_tried_again(server):
     path = locating.resolve(f"{server.url}/files/model.pkl", f"sha256:{hashlib.sha256(CONTENT).hexdigest()}")
     assert path.read_bytes() == CONTENT
     assert len(server.requests) == 3
+
+
+def test_a_silent_server_does_not_hang(server, monkeypatch):
+    monkeypatch.setattr(locating, "TIMEOUT", 0.2)
+    server.silence = 20
+    with pytest.raises(ConnectionError, match="timed out"):
+        locating.resolve(f"{server.url}/files/model.pkl")
+    assert len(server.requests) == locating.ATTEMPTS
+    assert socket.getdefaulttimeout() is None
 
 
 def test_a_file_that_never_comes_whole_is_not_kept(server):

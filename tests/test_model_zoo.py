@@ -147,16 +147,16 @@ def published(tmp_path, monkeypatch):
         {"model": {"sem_seg_head.predictor.query_embed.weight": queries}, "__author__": "test"}
     )
     digits = hashlib.md5(data).hexdigest()[:6]
-    (section,) = [part for part in model_zoo._SECTIONS if part.group == "semantic-ade20k"]
+    (section,) = [part for part in model_zoo._MODELS if "semantic-ade20k" in part]
     row = ("maskformer_R50_bs16_160k", digits, 44.5, 46.7)
-    file = tmp_path / "www" / section.group / row[0] / f"model_final_{digits}.pkl"
+    file = tmp_path / "www" / "semantic-ade20k" / row[0] / f"model_final_{digits}.pkl"
     file.parent.mkdir(parents=True)
     file.write_bytes(data)
     handler = partial(QuietHandler, directory=str(tmp_path / "www"))
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     Thread(target=server.serve_forever, daemon=True).start()
     monkeypatch.setattr(model_zoo, "BASE_URL", f"http://127.0.0.1:{server.server_port}")
-    monkeypatch.setattr(model_zoo, "_SECTIONS", (section._replace(rows=(row,)),))
+    monkeypatch.setattr(model_zoo, "_MODELS", {section: (row,)})
     monkeypatch.setattr(model_zoo, "_told", False)
     monkeypatch.setenv("MASK_FORMER_CACHE", str(tmp_path / "cache"))
     yield server, queries, file

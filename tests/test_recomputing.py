@@ -6,8 +6,7 @@ import pytest
 import torch
 from tiny_models import tiny_config, training_picture
 
-from mask_former.modeling.build import build_model
-from mask_former.modeling.recomputing import recompute_activations
+from mask_former.modeling.build import build_model, recompute_activations
 
 SWIN = [
     *("MODEL.BACKBONE.NAME", "D2SwinTransformer", "MODEL.SWIN.EMBED_DIM", 16),

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import save, save_file
 
 from mask_former.checkpoint import read_checkpoint
-from mask_former.checkpoint.unpickling import DamagedFileError, UnsafeFileError
+from mask_former.checkpoint.reading import DamagedFileError, UnsafeFileError
 
 REFUSED = (UnsafeFileError, DamagedFileError)
 
@@ -162,7 +162,7 @@ READ_ALL = """
 import resource, sys, time
 from pathlib import Path
 from mask_former.checkpoint import read_checkpoint
-from mask_former.checkpoint.unpickling import DamagedFileError, UnsafeFileError
+from mask_former.checkpoint.reading import DamagedFileError, UnsafeFileError
 for file in sorted(Path(sys.argv[1]).iterdir()):
     before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
     try:

@@ -5,7 +5,7 @@ from itertools import islice
 import numpy as np
 import pytest
 
-from mask_former.data.sampling import TrainingBatches
+from mask_former.data.loader import TrainingBatches
 
 GROUPS = [0, 1, 1, 0, 1, 1, 1, 0, 1, 1, 1]
 

@@ -18,19 +18,19 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from mask_former.data import shapes
-from mask_former.data.registration import datasets_root
+from mask_former.data.datasets import datasets_root
 from mask_former.data.shapes import ShapesSpec, ensure_set, register
 from mask_former.data.shapes.__main__ import main
 from mask_former.data.shapes.drawing import (
+    CLASSES,
+    TEXTURES,
+    THING_COUNT,
     Thing,
     cover,
     draw_scene,
     sample_thing,
-    shape_classes,
-    thing_count,
 )
 from mask_former.data.shapes.files import mask_to_segmentation
-from mask_former.data.shapes.ground import TEXTURES
 
 SPEC = ShapesSpec(train=7, val=40, size=96, seed=3)
 THINGS = ["circle", "square", "triangle", "star", "ring", "cross"]
@@ -88,7 +88,7 @@ def test_each_class_has_the_area_of_its_form(name, area):
     # Polygons of 48 corners for circles are 0.3 % small; the painted area is quantised at the rim.
     assert whole_area == pytest.approx(area * 20**2, rel=0.005)
     assert covered.sum() == pytest.approx(area * 20**2, rel=0.03)
-    assert shape_classes()[THINGS.index(name)]["name"] == name
+    assert CLASSES[THINGS.index(name)]["name"] == name
 
 
 def test_label_of_a_circle_is_the_pixels_whose_centre_lies_inside():
@@ -105,7 +105,7 @@ def test_shape_outside_the_picture_has_no_cover():
 
 
 def test_textures_stand_in_the_order_of_the_stuff_classes():
-    stuff = [entry["name"] for entry in shape_classes()[thing_count() :]]
+    stuff = [entry["name"] for entry in CLASSES[THING_COUNT:]]
     assert [texture.__name__ for texture in TEXTURES] == [f"_{name}" for name in stuff]
     assert len(stuff) >= 4
 
@@ -118,11 +118,11 @@ def test_pictures_may_be_oblong():
 
 
 def test_every_class_occurs(scenes):
-    assert {k for scene in scenes for k in scene.classes} == set(range(len(shape_classes())))
+    assert {k for scene in scenes for k in scene.classes} == set(range(len(CLASSES)))
 
 
 def test_some_pictures_have_no_thing_and_most_have(scenes):
-    empty = np.mean([all(k >= thing_count() for k in scene.classes) for scene in scenes])
+    empty = np.mean([all(k >= THING_COUNT for k in scene.classes) for scene in scenes])
     assert 0.03 < empty < 0.2
 
 
@@ -134,7 +134,7 @@ def test_a_few_pixels_are_void(scenes):
 
 def test_instances_of_one_class_touch_now_and_then(scenes):
     def touch(scene):
-        things = [n for n, k in enumerate(scene.classes, start=1) if k < thing_count()]
+        things = [n for n, k in enumerate(scene.classes, start=1) if k < THING_COUNT]
         for first in things:
             grown = cv2.dilate((scene.segments == first).astype(np.uint8), np.ones((3, 3))) > 0
             near = set(np.unique(scene.segments[grown])) - {0, first}
@@ -152,16 +152,16 @@ def hue(color):
 def test_a_shape_asked_for_by_class_has_hues_around_that_of_the_class():
     rng, blue = np.random.default_rng(1), THINGS.index("square")
     hues = [hue(sample_thing(rng, 96, 96, class_index=blue).color) for _ in range(200)]
-    assert np.mean(hues) == pytest.approx(hue(shape_classes()[blue]["color"]), abs=0.02)
+    assert np.mean(hues) == pytest.approx(hue(CLASSES[blue]["color"]), abs=0.02)
     assert 0.03 < np.std(hues) < 0.08
 
 
 def test_hue_leans_towards_the_class_but_does_not_tell_it(scenes):
-    centres = np.array([hue(entry["color"]) for entry in shape_classes()[: thing_count()]])
+    centres = np.array([hue(entry["color"]) for entry in CLASSES[:THING_COUNT]])
     told = []
     for scene in scenes:
         for number, class_index in enumerate(scene.classes, start=1):
-            if class_index < thing_count():
+            if class_index < THING_COUNT:
                 away = abs(hue(scene.image[scene.segments == number].mean(0)) - centres)
                 told.append(np.minimum(away, 1 - away).argmin() == class_index)
     assert 0.6 < np.mean(told) < 0.93
@@ -209,7 +209,7 @@ def test_instance_annotations_decode_to_exactly_the_panoptic_masks(root):
             kinds.add(type(annotation["segmentation"]))
             assert np.array_equal(coco.annToMask(annotation), ids == info["id"])
             assert annotation["area"] == info["area"]
-            assert annotation["category_id"] == shape_classes()[info["category_id"]]["id"]
+            assert annotation["category_id"] == CLASSES[info["category_id"]]["id"]
     assert kinds == {list, dict}
 
 

@@ -26,7 +26,7 @@ from mask_former.benchmark.measuring import (
     settled_class_logits,
     write_labelled_picture,
 )
-from mask_former.conversion.targets import write_hugging_face
+from mask_former.conversion.files import write_hugging_face
 from mask_former.data.loader import build_test_loader
 from mask_former.evaluation import build_evaluators
 from mask_former.formats import read_picture

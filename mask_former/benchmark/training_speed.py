@@ -27,7 +27,7 @@ from mask_former.benchmark.measuring import (
 from mask_former.config import recomputes_activations
 from mask_former.data.loader import build_train_loader
 from mask_former.data.mapper import TrainingMapper, build_train_mapper
-from mask_former.modeling.recomputing import recompute_activations
+from mask_former.modeling.build import recompute_activations
 from mask_former.modeling.structures import Prediction, Target
 from mask_former.solver import build_optimizer
 

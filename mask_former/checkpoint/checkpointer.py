@@ -1,18 +1,37 @@
 """The checkpointer of every entry point: Detectron2's, with safe reading, a report, and atomic writing."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from detectron2.checkpoint import DetectionCheckpointer
-from torch import nn
+from safetensors.torch import save_file
+from torch import Tensor, nn
 
 from mask_former.checkpoint.description import class_names_of
 from mask_former.checkpoint.fitting import LoadReport, load_weights
 from mask_former.checkpoint.locating import resolve
-from mask_former.checkpoint.reading import read_checkpoint
-from mask_former.checkpoint.writing import save_safetensors, save_torch
+from mask_former.checkpoint.reading import METADATA_KEY, read_checkpoint
 from mask_former.formats import replacing
+
+
+def save_torch(data: Mapping[str, Any], file: Path) -> None:
+    """Write anything that `torch.save` can write, atomically."""
+    with replacing(file) as partial:
+        torch.save(data, partial)
+
+
+def save_safetensors(
+    state: Mapping[str, Tensor], file: Path, metadata: Mapping[str, Any] | None = None
+) -> None:
+    """Write weights atomically, and metadata as JSON under one key of the header."""
+    # The format holds no views into shared memory.
+    tensors = {name: value.detach().contiguous().clone() for name, value in state.items()}
+    header = {} if metadata is None else {METADATA_KEY: json.dumps(metadata)}
+    with replacing(file) as partial:
+        save_file(tensors, str(partial), {"format": "pt", **header})
 
 
 class Checkpointer(DetectionCheckpointer):
@@ -54,13 +73,12 @@ class Checkpointer(DetectionCheckpointer):
         self._match_class_names = False
 
     def load(self, path: str, *args: Any, match_class_names: bool = False, **kwargs: Any) -> dict[str, Any]:
-        """Load a file and return what it holds besides the weights.
+        """Load a file by path, URL or `detectron2://` name, and return what it holds besides the weights.
 
         Args:
-            path: a path, URL or `detectron2://` name; empty: nothing is loaded.
-            args: as Detectron2's.
+            path: empty: nothing is loaded.
+            args: as Detectron2's, and kwargs, too.
             match_class_names: carry classifier rows over by class name, for training on another class list.
-            kwargs: as Detectron2's.
         """
         self._match_class_names = match_class_names
         return super().load(str(resolve(path)) if path else path, *args, **kwargs)
@@ -73,7 +91,8 @@ class Checkpointer(DetectionCheckpointer):
         if not self.save_dir or not self.save_to_disk:
             return
         states = {key: item.state_dict() for key, item in self.checkpointables.items()}
-        data = {"model": self.model.state_dict(), **states, **extra, **self._described(extra)}
+        progress = {"iteration": int(extra["iteration"])} if "iteration" in extra else {}
+        data = {"model": self.model.state_dict(), **states, **extra, **self._described(**progress)}
         file = Path(self.save_dir) / f"{name}.pth"
         self.logger.info("Saving checkpoint to %s", file)
         save_torch(data, file)
@@ -87,18 +106,15 @@ class Checkpointer(DetectionCheckpointer):
         if file.suffix == ".safetensors":
             save_safetensors(state, file, self.metadata)
         else:
-            save_torch({"model": state, **self._described({})}, file)
+            save_torch({"model": state, **self._described()}, file)
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         """Make `--resume` start from this file of the folder."""
         with replacing(Path(self.save_dir) / "last_checkpoint") as partial:
             partial.write_text(last_filename_basename)
 
-    def _described(self, extra: Mapping[str, Any]) -> dict[str, Any]:
-        if not self.metadata:
-            return {}
-        progress = {"iteration": int(extra["iteration"])} if "iteration" in extra else {}
-        return {"metadata": {**self.metadata, **progress}}
+    def _described(self, **progress: int) -> dict[str, Any]:
+        return {"metadata": {**self.metadata, **progress}} if self.metadata else {}
 
     def _load_file(self, filename: str) -> dict[str, Any]:
         self._source = filename

@@ -8,8 +8,7 @@ import numpy as np
 import yaml
 from detectron2.config import CfgNode
 
-from mask_former.checkpoint.reading import refuse_endless
-from mask_former.checkpoint.unpickling import DamagedFileError
+from mask_former.checkpoint.reading import DamagedFileError, refuse_endless
 from mask_former.config import load_config
 
 # Raised when the meaning of an entry changes.

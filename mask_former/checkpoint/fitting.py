@@ -3,7 +3,7 @@
 import logging
 import re
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -12,6 +12,7 @@ from detectron2.checkpoint.c2_model_loading import convert_c2_detectron_names
 from torch import Tensor, nn
 
 from mask_former.checkpoint.description import class_names_of
+from mask_former.modeling.head import old_names
 
 logger = logging.getLogger(__name__)
 
@@ -27,16 +28,21 @@ COMPUTED = re.compile(
 CLASSIFIER = re.compile(r"^(stem\.fc|fc|head|head\.fc|norm|classifier|pred)\.(weight|bias)$|^fc1000_[bw]$")
 CLASS_ROWS = re.compile(r"(^|\.)predictor\.(class_embed\.)?(weight|bias)$")
 QUERIES = re.compile(r"(^|\.)predictor\.query_embed\.weight$")
-BIAS_TABLE = re.compile(r"(^|\.)relative_position_bias_table$")
-POSITIONS = re.compile(r"(^|\.)absolute_pos_embed$")
 # What to do about entries that did not load.
+NOTHING = "Nothing to do."
 TRAIN = "Train them, or give the config that the file was made with."
 TRAIN_ON = "Train on to fit them."
-GIVE_CONFIG = "Give the config that the file was made with (MODEL.*)."
+UNFREEZE = "They would keep random values: set MODEL.BACKBONE.FREEZE_AT 0 (or MODEL.SWIN.FROZEN_STAGES -1)."
+
+
+# The fate of an entry, "re-initialised", "adapted" or "unused"; why; and what to do.
+Note = tuple[str, str, str]
+UNNEEDED: Note = ("unused", "classifier of the pre-training, not needed", NOTHING)
+UNKNOWN = ("unused", "no such name in the model", "Give the config that the file was made with (MODEL.*).")
 
 
 class Group(NamedTuple):
-    """Entries that share a fate: "re-initialised", "adapted" or "unused"; why; and what to do."""
+    """The entries with one `Note`."""
 
     fate: str
     why: str
@@ -46,7 +52,7 @@ class Group(NamedTuple):
     @property
     def is_fault(self) -> bool:
         """Whether the model lacks something of the file, or the file something of the model."""
-        return self.action != "Nothing to do."
+        return self.action != NOTHING
 
     def __str__(self) -> str:
         return f"{self.fate}: {_summary(self.names)} - {self.why}. {self.action}"
@@ -55,13 +61,12 @@ class Group(NamedTuple):
 class LoadReport(NamedTuple):
     """The result of loading a weight file.
 
-    Fields:
-        source: the file.
-        loaded: entries of the model that hold the file's values, adapted ones included.
-        expected: entries of the model.
-        groups: the other entries that are worth reporting.
-        renamed: entries that had the names of an early release.
-        prefix: what was put before the file's names, for files that hold a backbone alone.
+    source: the file.
+    loaded: number of entries of the model that hold the file's values, adapted ones included.
+    expected: number of entries of the model.
+    groups: the other entries that are worth reporting.
+    renamed: number of entries that had the names of an early release.
+    prefix: what was put before the file's names, for files that hold a backbone alone.
     """
 
     source: str
@@ -83,11 +88,11 @@ class LoadReport(NamedTuple):
     def __str__(self) -> str:
         notes = [f"{self.renamed} under their early names"] if self.renamed else []
         notes += [f"as {self.prefix}*"] if self.prefix else []
-        counts = {group.fate: len(self.named(group.fate)) for group in self.groups}
-        parts = [f"{count} {fate}" for fate, count in counts.items()]
         note = f" ({', '.join(notes)})" if notes else ""
         first = f"{self.source}: {self.loaded} of {self.expected} entries loaded{note}"
-        return "\n".join(["; ".join([first, *parts]), *(f"  {group}" for group in self.groups)])
+        fates = dict.fromkeys(group.fate for group in self.groups)
+        first = "; ".join([first, *(f"{len(self.named(fate))} {fate}" for fate in fates)])
+        return "\n".join([first, *(f"  {group}" for group in self.groups)])
 
 
 def load_weights(
@@ -127,33 +132,23 @@ def load_weights(
     return report
 
 
-def current_names(state: Mapping[str, Tensor], own: Iterable[str] = ()) -> dict[str, Tensor]:
+def current_names(state: Mapping[str, Tensor], own: Collection[str] = ()) -> dict[str, Tensor]:
     """Return a state dict under the names of today's models, whatever its origin.
 
     Renamed are names with the prefix of DistributedDataParallel, those of Caffe2 (without dots: other
-    libraries' names may end in _w, too), and those of early MaskFormer releases, which have the pixel
-    decoder's entries under the head itself.
+    libraries' names may end in _w, too), and those of early MaskFormer releases.
 
     Args:
         state: name -> tensor, as a file has them.
         own: names of the model that will load them, which are never changed.
     """
-    own = set(own)
     if state and all(name.startswith("module.") for name in state):
         state = {name.removeprefix("module."): value for name, value in state.items()}
     if any(name.endswith(("_bn_s", "_w")) for name in state) and not any("." in name for name in state):
         blobs = {name: value for name, value in state.items() if not name.endswith("_momentum")}
         state, _ = convert_c2_detectron_names(blobs)
-    is_early = {
-        name: name.startswith(HEAD)
-        and not name.startswith((PIXEL_DECODER, f"{HEAD}predictor."))
-        and name not in own
-        for name in state
-    }
-    return {
-        PIXEL_DECODER + name.removeprefix(HEAD) if is_early[name] else name: value
-        for name, value in state.items()
-    }
+    renamed = old_names(state, HEAD)
+    return {name if name in own else renamed.get(name, name): value for name, value in state.items()}
 
 
 def fit_weights(
@@ -178,12 +173,13 @@ def fit_weights(
     # any norm of its shape.
     prefix = max(PREFIXES, key=lambda prefix: sum(f"{prefix}{name}" in own for name in named))
     named = {f"{prefix}{name}": value for name, value in named.items()}
-    fit = _Fit(own, file_classes, model_classes)
     fitted: OrderedDict[str, Tensor] = OrderedDict()
     if not prefix and hasattr(state, "_metadata"):  # versions of modules
         fitted._metadata = state._metadata  # type: ignore[attr-defined]
-    for name in own:
-        value = fit.entry(name, named[name]) if name in named else None
+    notes: list[tuple[str, Note | None]] = []
+    for name in [name for name in own if name in named]:
+        value, note = _fit(name, named[name], own, file_classes or (), model_classes or ())
+        notes.append((name, note))
         if value is not None:
             fitted[name] = value
     if not fitted:
@@ -193,118 +189,98 @@ def fit_weights(
             "convert the file: python -m mask_former.convert."
         )
     frozen = {name for name, value in model.named_parameters() if not value.requires_grad}
-    fit.note_missing([name for name in own if name not in named], frozen, named)
-    fit.note_unused([name.removeprefix(prefix) for name in named if name not in own])
+    has_head = any(name.startswith(HEAD) for name in named)
+    notes += [(name, _note_missing(name, name in frozen, has_head)) for name in own if name not in named]
+    unused = [name.removeprefix(prefix) for name in named if name not in own]
+    notes += [(name, UNNEEDED if CLASSIFIER.search(name) else UNKNOWN) for name in unused]
+    groups: dict[Note, list[str]] = {}
+    for name, note in notes:
+        if note and not COMPUTED.search(name):
+            groups.setdefault(note, []).append(name)
     renamed = sum(name not in state and name.startswith(PIXEL_DECODER) for name in named) if not prefix else 0
-    return fitted, LoadReport(source, len(fitted), len(own), fit.groups(), renamed, prefix)
+    report = tuple(Group(*note, tuple(names)) for note, names in groups.items())
+    return fitted, LoadReport(source, len(fitted), len(own), report, renamed, prefix)
 
 
-class _Fit:
-    """Fits entries one by one and notes what does not fit as it is."""
+def _note_missing(name: str, is_frozen: bool, has_head: bool) -> Note:
+    if is_frozen:
+        return ("re-initialised", "not in the file, and frozen by the config", UNFREEZE)
+    if not has_head and not name.startswith("backbone."):
+        action = "Train the head; that is how training starts."
+        return ("re-initialised", "the file holds a backbone alone", action)
+    return ("re-initialised", "not in the file", TRAIN)
 
-    def __init__(
-        self,
-        own: Mapping[str, Tensor],
-        file_classes: Sequence[str] | None,
-        model_classes: Sequence[str] | None,
-    ) -> None:
-        self.own = own
-        self.file_classes, self.model_classes = list(file_classes or ()), list(model_classes or ())
-        # Without a classifier, query k is class k (per_pixel.py).
-        self.queries_are_classes = not any("predictor.class_embed." in name for name in own)
-        self.notes: OrderedDict[tuple[str, str, str], list[str]] = OrderedDict()
 
-    def note(self, fate: str, names: Iterable[str], why: str, action: str) -> None:
-        """Note entries of one fate, for one reason."""
-        for name in names:
-            self.notes.setdefault((fate, why, action), []).append(name)
+def _fit(
+    name: str, value: Tensor, own: Mapping[str, Tensor], *classes: Sequence[str]
+) -> tuple[Tensor | None, Note | None]:
+    """Return the value for the model's entry of this name, None if it cannot be made to fit, and a note.
 
-    def groups(self) -> tuple[Group, ...]:
-        """Return the notes, one group for each fate and reason."""
-        return tuple(Group(*reason, tuple(names)) for reason, names in self.notes.items())
-
-    def entry(self, name: str, value: Tensor) -> Tensor | None:
-        """Return the value for the model's entry of this name, None if it cannot be made to fit."""
-        own = self.own[name]
-        is_query = bool(QUERIES.search(name))
-        is_row = bool(CLASS_ROWS.search(name)) or (is_query and self.queries_are_classes)
-        if COMPUTED.search(name):
-            # A counter is the file's; what follows from the model's sizes is the model's.
-            return value if name.endswith("num_batches_tracked") else own
-        if value.is_floating_point() != own.is_floating_point():
-            self.note(
-                "re-initialised", [name], f"type {value.dtype} in the file, {own.dtype} in the model", TRAIN
-            )
-            return None
-        if is_row and (rows := self._rows_by_name(name, value, own)) is not None:
-            return rows
-        if value.shape == own.shape:
-            return value
-        if is_query and not is_row and value.shape[1:] == own.shape[1:]:
-            why = f"{len(value)} queries in the file, {len(own)} in the model: the first are kept"
-            self.note("adapted", [name], why, TRAIN_ON)
-            common = min(len(value), len(own))
-            return torch.cat([value[:common].to(own), own[common:]])
-        if BIAS_TABLE.search(name) and _is_resizable(value, own):
-            self.note("adapted", [name], "another window size: position tables are resized", TRAIN_ON)
-            return resized_bias_table(value, len(own))
-        if POSITIONS.search(name) and value.ndim == 4 and value.shape[:2] == own.shape[:2]:
-            why = "another picture size in pre-training: position tables are resized"
-            self.note("adapted", [name], why, TRAIN_ON)
-            return F.interpolate(value.float(), size=own.shape[-2:], mode="bicubic", align_corners=False)
-        why = f"shape {tuple(value.shape)} in the file, {tuple(own.shape)} in the model"
-        if is_row and value.shape[1:] == own.shape[1:]:
-            why = f"{len(value)} class rows in the file, {len(own)} in the model"
-            why += ", and the class names of one side are not known"
-        self.note("re-initialised", [name], why, TRAIN)
-        return None
-
-    def _rows_by_name(self, name: str, value: Tensor, own: Tensor) -> Tensor | None:
-        """Return the model's class rows with those of the file that have its name, None if not possible."""
-        old, new = self.file_classes, self.model_classes
-        extra = 1 if "class_embed." in name else 0  # the last row is "no object"
-        if not old or not new or old == new or len(set(old)) < len(old):
-            return None
-        if len(value) != len(old) + extra or len(own) != len(new) + extra or value.shape[1:] != own.shape[1:]:
-            return None
-        rows = own.clone()
-        for row, label in enumerate(new):
-            if label in old:
-                rows[row] = value[old.index(label)]
-        if extra:
-            rows[-1] = value[-1]
-        added = [label for label in new if label not in old]
-        why = (
-            f"another class list: the rows of {len(new) - len(added)} classes are carried over by name, "
-            f"those of {len(added)} are new" + (f" ({_listing(added)})" if added else "")
-        )
-        self.note("adapted", [name], why, TRAIN_ON)
+    Args:
+        name: in the model.
+        value: of the file.
+        own: entries of the model.
+        classes: class names of the file, and of the model; empty to load class rows by index.
+    """
+    mine = own[name]
+    is_query = bool(QUERIES.search(name))
+    # Without a classifier, query k is class k (per_pixel.py).
+    is_row = CLASS_ROWS.search(name) or (is_query and not any("predictor.class_embed." in key for key in own))
+    if COMPUTED.search(name):
+        # A counter is the file's; what follows from the model's sizes is the model's.
+        return value if name.endswith("num_batches_tracked") else mine, None
+    why = f"shape {tuple(value.shape)} in the file, {tuple(mine.shape)} in the model"
+    is_float, is_same_row = value.is_floating_point(), value.shape[1:] == mine.shape[1:]
+    if is_float != mine.is_floating_point():
+        why = f"type {value.dtype} in the file, {mine.dtype} in the model"
+    elif is_row and is_same_row and (rows := _rows_by_name(name, value, mine, *classes)):
         return rows
+    elif value.shape == mine.shape:
+        return value, None
+    elif is_row and is_same_row:
+        why = f"{len(value)} class rows in the file, {len(mine)} in the model"
+        why += ", and the class names of one side are not known"
+    elif is_query and is_same_row:
+        why = f"{len(value)} queries in the file, {len(mine)} in the model: the first are kept"
+        common = min(len(value), len(mine))
+        return torch.cat([value[:common].to(mine), mine[common:]]), ("adapted", why, TRAIN_ON)
+    elif (table := _resized_table(name, value, mine)) is not None:
+        note = ("adapted", "another window or picture size: position tables are resized", TRAIN_ON)
+        return table, note
+    return None, ("re-initialised", why, TRAIN)
 
-    def note_missing(self, missing: Iterable[str], frozen: set[str], named: Iterable[str]) -> None:
-        """Note the model's entries that the file lacks."""
-        missing = [name for name in missing if not COMPUTED.search(name)]
-        action = (
-            "They would keep random values: set MODEL.BACKBONE.FREEZE_AT 0 (or MODEL.SWIN.FROZEN_STAGES -1)."
-        )
-        stuck = [name for name in missing if name in frozen]
-        self.note("re-initialised", stuck, "not in the file, and frozen by the config", action)
-        rest = [name for name in missing if name not in frozen]
-        if not any(name.startswith(HEAD) for name in named):
-            why, action = "the file holds a backbone alone", "Train the head; that is how training starts."
-            head = [name for name in rest if not name.startswith("backbone.")]
-            self.note("re-initialised", head, why, action)
-            rest = [name for name in rest if name.startswith("backbone.")]
-        self.note("re-initialised", rest, "not in the file", TRAIN)
 
-    def note_unused(self, unused: Iterable[str]) -> None:
-        """Note the file's entries that the model has no place for."""
-        for name in unused:
-            if CLASSIFIER.search(name):
-                why = "classifier of the pre-training, not needed"
-                self.note("unused", [name], why, "Nothing to do.")
-            elif not COMPUTED.search(name):
-                self.note("unused", [name], "no such name in the model", GIVE_CONFIG)
+def _rows_by_name(
+    name: str, value: Tensor, own: Tensor, old: Sequence[str], new: Sequence[str]
+) -> tuple[Tensor, Note] | None:
+    """Return the model's class rows with those of the file that have its name, None if not possible."""
+    extra = 1 if "class_embed." in name else 0  # the last row is "no object"
+    if not old or not new or list(old) == list(new) or len(set(old)) < len(old):
+        return None
+    if len(value) != len(old) + extra or len(own) != len(new) + extra:
+        return None
+    rows = own.clone()
+    added = [label for label in new if label not in old]
+    for row, label in enumerate(new):
+        if label in old:
+            rows[row] = value[old.index(label)]
+    if extra:
+        rows[-1] = value[-1]
+    why = (
+        f"another class list: the rows of {len(new) - len(added)} classes are carried over by name, "
+        f"those of {len(added)} are new" + (f" ({_listing(added)})" if added else "")
+    )
+    return rows, ("adapted", why, TRAIN_ON)
+
+
+def _resized_table(name: str, value: Tensor, own: Tensor) -> Tensor | None:
+    """Return Swin's position table for another window or picture size, None if it is none."""
+    if name.endswith("relative_position_bias_table") and value.shape[1:] == own.shape[1:]:
+        is_square = all(round(len(table) ** 0.5) ** 2 == len(table) > 0 for table in (value, own))
+        return resized_bias_table(value, len(own)) if is_square and value.ndim == 2 else None
+    if name.endswith("absolute_pos_embed") and value.ndim == 4 and value.shape[:2] == own.shape[:2]:
+        return F.interpolate(value.float(), size=own.shape[-2:], mode="bicubic", align_corners=False)
+    return None
 
 
 def resized_bias_table(table: Tensor, rows: int) -> Tensor:
@@ -313,11 +289,6 @@ def resized_bias_table(table: Tensor, rows: int) -> Tensor:
     square = table.float().t().reshape(1, -1, old, old)
     resized = F.interpolate(square, size=(new, new), mode="bicubic", align_corners=False)
     return resized.reshape(-1, rows).t().contiguous().to(table.dtype)
-
-
-def _is_resizable(value: Tensor, own: Tensor) -> bool:
-    is_table = value.ndim == own.ndim == 2 and value.shape[1] == own.shape[1]
-    return is_table and all(round(len(table) ** 0.5) ** 2 == len(table) > 0 for table in (value, own))
 
 
 def _summary(names: Sequence[str]) -> str:

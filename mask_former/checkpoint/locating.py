@@ -7,10 +7,12 @@ import hashlib
 import logging
 import os
 import re
+import socket
 import sys
+import threading
 from http.client import HTTPException
 from pathlib import Path
-from urllib.error import ContentTooShortError, HTTPError
+from urllib.error import ContentTooShortError
 from urllib.parse import unquote, urlsplit
 
 from iopath.common.download import download
@@ -22,7 +24,10 @@ DETECTRON2_PREFIX = "detectron2://"
 DETECTRON2_URL = "https://dl.fbaipublicfiles.com/detectron2/"
 CACHE_VARIABLE = "MASK_FORMER_CACHE"
 ATTEMPTS = 4
+# Seconds without a byte of the server, after which a download has broken off.
+TIMEOUT = 30.0
 
+_timeout_lock = threading.Lock()
 # Publishers that put the beginning of a hash into their file names: URL pattern -> algorithm.
 HASHED_NAMES = {
     r"^https://dl\.fbaipublicfiles\.com/maskformer/.*_([0-9a-f]{6})\.pkl$": "md5",
@@ -47,7 +52,14 @@ def resolve(name: str | Path, expected_hash: str = "") -> Path:
     text = str(name).removesuffix("?matching_heuristics=True")
     url = text.replace(DETECTRON2_PREFIX, DETECTRON2_URL, 1) if text.startswith(DETECTRON2_PREFIX) else text
     if urlsplit(url).scheme in ("http", "https"):
-        return _cached(url, *_parsed_hash(url, expected_hash))
+        file, expected = cached_path(url), _parsed_hash(url, expected_hash)
+        if not _is_good(file, *expected):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            # Processes that start together must not download the same file twice, or into each other.
+            with file_lock(str(file)):
+                if not _is_good(file, *expected):
+                    _download(url, file, *expected)
+        return file
     path = Path(text.removeprefix("file://")).expanduser()
     if path.exists():
         return path
@@ -81,33 +93,19 @@ def _parsed_hash(url: str, expected_hash: str) -> tuple[str, str]:
     return algorithm, prefix
 
 
-def _cached(url: str, algorithm: str, prefix: str) -> Path:
-    file = cached_path(url)
-    if _is_good(file, algorithm, prefix):
-        return file
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OSError(
-            f"Cannot make {file.parent} ({error}); set {CACHE_VARIABLE} to another folder."
-        ) from error
-    # Processes that start together must not download the same file twice, or into each other.
-    with file_lock(str(file)):
-        if not _is_good(file, algorithm, prefix):
-            _download(url, file, algorithm, prefix)
-    return file
-
-
 def _is_good(file: Path, algorithm: str, prefix: str) -> bool:
     if not file.is_file():
         return False
-    if not prefix or _hash(file, algorithm).startswith(prefix):
+    if _hash(file, algorithm).startswith(prefix):
         return True
     logger.warning("%s has another hash than %s: downloading it again", file, prefix)
     return False
 
 
 def _hash(file: Path, algorithm: str) -> str:
+    """Return the hash of a file, in hexadecimal; empty without an algorithm."""
+    if not algorithm:
+        return ""
     digest = hashlib.new(algorithm, usedforsecurity=False)
     with file.open("rb") as stream:
         while chunk := stream.read(1 << 20):
@@ -120,26 +118,32 @@ def _download(url: str, file: Path, algorithm: str, prefix: str) -> None:
     partial.unlink(missing_ok=True)
     for attempt in range(1, ATTEMPTS + 1):
         try:
-            download(url, str(file.parent), filename=partial.name, progress=sys.stderr.isatty())
+            _download_once(url, partial)
             break
         except (OSError, HTTPException) as error:
-            is_broken_off = isinstance(error, ContentTooShortError | HTTPException)
+            is_broken_off = isinstance(error, ContentTooShortError | HTTPException | TimeoutError)
             if attempt == ATTEMPTS or not is_broken_off:
-                reason = (
-                    f"the server says {error.code} {error.reason}"
-                    if isinstance(error, HTTPError)
-                    else getattr(error, "reason", error)
-                )
                 raise ConnectionError(
-                    f"Cannot download {url}: {reason}. Without a network, put the file at {file} (the cache; "
+                    f"Cannot download {url}: {error}. Without a network, put the file at {file} (the cache; "
                     f"${CACHE_VARIABLE} sets its folder), or give the path of a local file (MODEL.WEIGHTS)."
                 ) from error
             logger.warning("Download of %s broke off (%s): trying again", url, error)
-    found = _hash(partial, algorithm) if prefix else ""
+    found = _hash(partial, algorithm)
     if not found.startswith(prefix):
         partial.unlink()
         raise ValueError(
-            f"{url} has {algorithm} {found}, expected {prefix}...: the file is not the published one, and "
-            "has been removed. Try again, or download it by other means."
+            f"{url} has {algorithm} {found}, expected {prefix}...: it is not the published file, and is "
+            "removed. Try again, or download it by other means."
         )
     os.replace(partial, file)
+
+
+def _download_once(url: str, file: Path) -> None:
+    # The library has no option for it. The lock keeps two threads from restoring each other's value.
+    with _timeout_lock:
+        previous = socket.getdefaulttimeout()
+        socket.setdefaulttimeout(TIMEOUT)
+        try:
+            download(url, str(file.parent), filename=file.name, progress=sys.stderr.isatty())
+        finally:
+            socket.setdefaulttimeout(previous)

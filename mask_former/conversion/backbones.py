@@ -4,12 +4,14 @@ A backbone alone has no prefix, so `stem.conv1.weight`, not `backbone.stem.conv1
 """
 
 import re
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from torch import Tensor
 
-from mask_former.conversion.renaming import Rules, State, refuse_unknown, rename_all
+State = dict[str, Tensor]
+Rules = Sequence[tuple[str, str | Callable[[re.Match[str]], str]]]
 
 NORM = r"\.norm\.(weight|bias|running_mean|running_var)"
 RESNET_NAMES = rf"(stem\.conv1|res\d\.\d+\.(conv\d|shortcut))(\.weight|{NORM})"
@@ -46,6 +48,37 @@ class Backbone(NamedTuple):
     keys: dict[str, object]
 
 
+def rename_all(state: Mapping[str, Tensor], rules: Rules, dropped: str, expected: str, source: str) -> State:
+    """Return the state in new names, without the entries whose old name has `dropped` in it.
+
+    Args:
+        state: what is renamed.
+        rules: (regular expression, replacement), applied in their order.
+        dropped: regular expression.
+        expected: regular expression of all good new names; anything else is refused.
+        source: what the error calls the layout.
+    """
+    result: State = {}
+    for name, value in state.items():
+        if not re.search(dropped, name):
+            for pattern, replacement in rules:
+                name = re.sub(pattern, replacement, name)
+            result[name] = value
+    refuse_unknown((name for name in result if not re.fullmatch(expected, name)), source)
+    return result
+
+
+def refuse_unknown(names: Iterable[str], source: str) -> None:
+    """Raise ValueError if there are any names."""
+    unknown = list(names)
+    if unknown:
+        shown = ", ".join(unknown[:5]) + (" ..." if len(unknown) > 5 else "")
+        raise ValueError(
+            f"{len(unknown)} entries are none of {source}: {shown}. The weights are of another architecture; "
+            "converted are ResNets with one stem convolution, Swin (version 1), and MaskFormer with these."
+        )
+
+
 def resnet_to_ours(state: Mapping[str, Tensor]) -> State:
     """Return a ResNet of torchvision or timm, whose names are the same, in our names."""
     return rename_all(state, RESNET_RULES, RESNET_DROPPED, RESNET_NAMES, "a torchvision or timm ResNet's")
@@ -62,23 +95,18 @@ def timm_swin_to_ours(state: Mapping[str, Tensor]) -> State:
     flat = {re.sub(r"^layers_(\d)\.", r"layers.\1.", name): value for name, value in state.items()}
     # timm halves a map at the beginning of a stage since its version 0.9, the releases at the end.
     moves = not any(name.startswith("layers.0.downsample.") for name in flat)
-
-    def earlier(found: re.Match[str]) -> str:
-        return f"layers.{int(found[1]) - 1}.downsample."
-
-    rules: Rules = ((r"^layers\.(\d)\.downsample\.", earlier),) if moves else ()
+    rules = _moved_downsampling(-1) if moves else ()
     return _with_square_positions(rename_all(flat, rules, SWIN_DROPPED, SWIN_NAMES, "a timm Swin's"))
 
 
 def swin_to_timm(state: Mapping[str, Tensor]) -> State:
     """Return a Swin backbone of ours in timm's names, without what timm works out by itself."""
-
-    def later(found: re.Match[str]) -> str:
-        return f"layers.{int(found[1]) + 1}.downsample."
-
     dropped = r"relative_position_index$|^norm\d\."
-    names = SWIN_NAMES
-    return rename_all(state, ((r"^layers\.(\d)\.downsample\.", later),), dropped, names, "a Swin backbone's")
+    return rename_all(state, _moved_downsampling(1), dropped, SWIN_NAMES, "a Swin backbone's")
+
+
+def _moved_downsampling(stages: int) -> Rules:
+    return ((r"^layers\.(\d)\.downsample\.", lambda m: f"layers.{int(m[1]) + stages}.downsample."),)
 
 
 def _with_square_positions(state: State) -> State:
@@ -103,10 +131,9 @@ def describe_backbone(state: Mapping[str, Tensor]) -> Backbone:
 
 def _blocks(state: Mapping[str, Tensor], pattern: str) -> tuple[int, ...]:
     """Return how many blocks there are in each stage; `pattern` finds stage and block in a name."""
-    found = {(int(match[1]), int(match[2])) for name in state if (match := re.match(pattern, name))}
-    return tuple(
-        sum(stage == wanted for stage, _ in found) for wanted in sorted({stage for stage, _ in found})
-    )
+    blocks = {match.groups() for name in state if (match := re.match(pattern, name))}
+    counts = Counter(stage for stage, _ in blocks)
+    return tuple(counts[stage] for stage in sorted(counts))
 
 
 def _describe_resnet(state: Mapping[str, Tensor]) -> Backbone:
@@ -114,6 +141,7 @@ def _describe_resnet(state: Mapping[str, Tensor]) -> Backbone:
     is_basic = "res2.0.conv3.weight" not in state
     depth = 34 if is_basic and blocks == (3, 4, 6, 3) else RESNET_DEPTHS.get(blocks)
     deep_stem = "stem.conv2.weight" in state
+    first = "shortcut" if "res2.0.shortcut.weight" in state else "conv1"
     if depth is None:
         raise ValueError(
             f"A ResNet of {blocks} blocks: expected one of {sorted(RESNET_DEPTHS.values())} layers."
@@ -121,12 +149,8 @@ def _describe_resnet(state: Mapping[str, Tensor]) -> Backbone:
     keys: dict[str, object] = {
         "MODEL.BACKBONE.NAME": "build_resnet_deeplab_backbone" if deep_stem else "build_resnet_backbone",
         "MODEL.RESNETS.DEPTH": depth,
-        "MODEL.RESNETS.RES2_OUT_CHANNELS": state["res2.0.shortcut.weight"].shape[0]
-        if "res2.0.shortcut.weight" in state
-        else state["res2.0.conv1.weight"].shape[0],
-        "MODEL.RESNETS.STEM_OUT_CHANNELS": state[
-            "stem.conv3.weight" if deep_stem else "stem.conv1.weight"
-        ].shape[0],
+        "MODEL.RESNETS.RES2_OUT_CHANNELS": len(state[f"res2.0.{first}.weight"]),
+        "MODEL.RESNETS.STEM_OUT_CHANNELS": len(state[f"stem.conv{3 if deep_stem else 1}.weight"]),
         "MODEL.RESNETS.STRIDE_IN_1X1": False,
         "MODEL.RESNETS.OUT_FEATURES": ["res2", "res3", "res4", "res5"],
     }

@@ -6,13 +6,42 @@ from typing import Any
 from detectron2.config import CfgNode
 
 STAGES = ["stage1", "stage2", "stage3", "stage4"]
-IN_FEATURES = ["res2", "res3", "res4", "res5"]
 RESNET_BLOCKS = {
     18: [2, 2, 2, 2],
     34: [3, 4, 6, 3],
     50: [3, 4, 6, 3],
     101: [3, 4, 23, 3],
     152: [3, 8, 36, 3],
+}
+# Key -> field of theirs that has the same value, and the default that transformers gives it.
+Fields = dict[str, tuple[str, Any]]
+MODEL_FIELDS: Fields = {
+    "MODEL.SEM_SEG_HEAD.CONVS_DIM": ("fpn_feature_size", 256),
+    "MODEL.SEM_SEG_HEAD.MASK_DIM": ("mask_feature_size", 256),
+    "MODEL.MASK_FORMER.NO_OBJECT_WEIGHT": ("no_object_weight", 0.1),
+    "MODEL.MASK_FORMER.DICE_WEIGHT": ("dice_weight", 1.0),
+    "MODEL.MASK_FORMER.MASK_WEIGHT": ("mask_weight", 20.0),
+}
+DECODER_FIELDS: Fields = {
+    "MODEL.MASK_FORMER.HIDDEN_DIM": ("d_model", 256),
+    "MODEL.MASK_FORMER.NUM_OBJECT_QUERIES": ("num_queries", 100),
+    "MODEL.MASK_FORMER.DEC_LAYERS": ("decoder_layers", 6),
+    "MODEL.MASK_FORMER.NHEADS": ("decoder_attention_heads", 8),
+    "MODEL.MASK_FORMER.DIM_FEEDFORWARD": ("decoder_ffn_dim", 2048),
+    "MODEL.MASK_FORMER.DROPOUT": ("dropout", 0.1),
+}
+SWIN_FIELDS: Fields = {
+    "MODEL.SWIN.PRETRAIN_IMG_SIZE": ("image_size", 224),
+    "MODEL.SWIN.PATCH_SIZE": ("patch_size", 4),
+    "MODEL.SWIN.EMBED_DIM": ("embed_dim", 96),
+    "MODEL.SWIN.DEPTHS": ("depths", [2, 2, 6, 2]),
+    "MODEL.SWIN.NUM_HEADS": ("num_heads", [3, 6, 12, 24]),
+    "MODEL.SWIN.WINDOW_SIZE": ("window_size", 7),
+    "MODEL.SWIN.MLP_RATIO": ("mlp_ratio", 4.0),
+    "MODEL.SWIN.QKV_BIAS": ("qkv_bias", True),
+    "MODEL.SWIN.DROP_RATE": ("hidden_dropout_prob", 0.0),
+    "MODEL.SWIN.ATTN_DROP_RATE": ("attention_probs_dropout_prob", 0.0),
+    "MODEL.SWIN.DROP_PATH_RATE": ("drop_path_rate", 0.1),
 }
 # What their implementation has no place for: key -> the one value that can go there.
 ONLY = {
@@ -41,6 +70,16 @@ def _value(cfg: CfgNode, key: str) -> Any:
     return cfg
 
 
+def _theirs(cfg: CfgNode, fields: Fields) -> dict[str, Any]:
+    return {field: _value(cfg, key) for key, (field, _) in fields.items()}
+
+
+def _ours(config: Mapping[str, Any], fields: Fields) -> dict[str, Any]:
+    """Return the config keys of fields; JSON has 1 where a configuration wants 1.0."""
+    values = {key: (config.get(field, default), default) for key, (field, default) in fields.items()}
+    return {key: type(default)(value) for key, (value, default) in values.items()}
+
+
 def check_exportable(cfg: CfgNode) -> None:
     """Raise ValueError if their implementation cannot hold the model of a configuration."""
     is_swin = cfg.MODEL.BACKBONE.NAME == "D2SwinTransformer"
@@ -61,8 +100,8 @@ def check_exportable(cfg: CfgNode) -> None:
 def model_config(cfg: CfgNode, class_names: Sequence[str]) -> dict[str, Any]:
     """Return config.json for a model of `cfg`; without class names, classes are numbered."""
     check_exportable(cfg)
-    options, head = cfg.MODEL.MASK_FORMER, cfg.MODEL.SEM_SEG_HEAD
-    names = list(class_names) or [f"class {index}" for index in range(head.NUM_CLASSES)]
+    options = cfg.MODEL.MASK_FORMER
+    names = list(class_names) or [f"class {index}" for index in range(cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES)]
     is_swin = cfg.MODEL.BACKBONE.NAME == "D2SwinTransformer"
     return {
         "architectures": ["MaskFormerForInstanceSegmentation"],
@@ -70,24 +109,15 @@ def model_config(cfg: CfgNode, class_names: Sequence[str]) -> dict[str, Any]:
         "backbone_config": _swin_config(cfg) if is_swin else _resnet_config(cfg),
         "decoder_config": {
             "model_type": "detr",
-            "d_model": options.HIDDEN_DIM,
-            "num_queries": options.NUM_OBJECT_QUERIES,
-            "decoder_layers": options.DEC_LAYERS,
-            "decoder_attention_heads": options.NHEADS,
+            **_theirs(cfg, DECODER_FIELDS),
             "encoder_attention_heads": options.NHEADS,
-            "decoder_ffn_dim": options.DIM_FEEDFORWARD,
-            "dropout": options.DROPOUT,
             "attention_dropout": options.DROPOUT,
             "activation_dropout": options.DROPOUT,
         },
-        "fpn_feature_size": head.CONVS_DIM,
-        "mask_feature_size": head.MASK_DIM,
+        **_theirs(cfg, MODEL_FIELDS),
         # Ours, for the way back; theirs keeps it and does not read it.
         "size_divisibility": options.SIZE_DIVISIBILITY,
-        "no_object_weight": options.NO_OBJECT_WEIGHT,
         "cross_entropy_weight": 1.0,
-        "dice_weight": options.DICE_WEIGHT,
-        "mask_weight": options.MASK_WEIGHT,
         # Theirs takes it in training only with options that its own inference does not set, and then fails.
         "use_auxiliary_loss": False,
         "id2label": {str(index): name for index, name in enumerate(names)},
@@ -96,25 +126,8 @@ def model_config(cfg: CfgNode, class_names: Sequence[str]) -> dict[str, Any]:
 
 
 def _swin_config(cfg: CfgNode) -> dict[str, Any]:
-    swin = cfg.MODEL.SWIN
-    return {
-        "model_type": "swin",
-        "image_size": swin.PRETRAIN_IMG_SIZE,
-        "patch_size": swin.PATCH_SIZE,
-        "num_channels": 3,
-        "embed_dim": swin.EMBED_DIM,
-        "depths": list(swin.DEPTHS),
-        "num_heads": list(swin.NUM_HEADS),
-        "window_size": swin.WINDOW_SIZE,
-        "mlp_ratio": swin.MLP_RATIO,
-        "qkv_bias": swin.QKV_BIAS,
-        "hidden_dropout_prob": swin.DROP_RATE,
-        "attention_probs_dropout_prob": swin.ATTN_DROP_RATE,
-        "drop_path_rate": swin.DROP_PATH_RATE,
-        "hidden_act": "gelu",
-        "use_absolute_embeddings": False,
-        "out_features": STAGES,
-    }
+    fixed = {"num_channels": 3, "hidden_act": "gelu", "use_absolute_embeddings": False}
+    return {"model_type": "swin", **_theirs(cfg, SWIN_FIELDS), **fixed, "out_features": STAGES}
 
 
 def _resnet_config(cfg: CfgNode) -> dict[str, Any]:
@@ -145,7 +158,7 @@ def processor_config(cfg: CfgNode, ignore_value: int, reduce_labels: bool) -> di
         "image_processor_type": "MaskFormerImageProcessor",
         "do_resize": True,
         "size": {"shortest_edge": cfg.INPUT.MIN_SIZE_TEST, "longest_edge": cfg.INPUT.MAX_SIZE_TEST},
-        # Theirs stretches pictures to a multiple, which ours never does; the network takes any size.
+        # Theirs stretches images to a multiple, which ours never does; the network takes any size.
         "size_divisor": 0,
         "resample": 2,  # bilinear
         "do_rescale": True,
@@ -170,52 +183,29 @@ def class_names(config: Mapping[str, Any]) -> list[str]:
 
 
 def config_keys(config: Mapping[str, Any], processor: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the config keys of the model of config.json, for pictures as preprocessor_config.json says.
+    """Return the config keys of the model of config.json, for images as preprocessor_config.json says.
 
     Fields that a file leaves out have the defaults of transformers.
     """
     if config.get("model_type") != "maskformer":
         raise ValueError(f"config.json is of a {config.get('model_type')!r}, expected a 'maskformer'.")
-    decoder = config.get("decoder_config") or {}
-    backbone = config.get("backbone_config") or {}
-    keys = {
+    return {
         "MODEL.META_ARCHITECTURE": "MaskFormer",
         "MODEL.BACKBONE.FREEZE_AT": 0,
         "MODEL.SEM_SEG_HEAD.NAME": "MaskFormerHead",
-        "MODEL.SEM_SEG_HEAD.IN_FEATURES": IN_FEATURES,
+        "MODEL.SEM_SEG_HEAD.IN_FEATURES": ["res2", "res3", "res4", "res5"],
         "MODEL.SEM_SEG_HEAD.NUM_CLASSES": len(class_names(config)),
-        "MODEL.SEM_SEG_HEAD.CONVS_DIM": config.get("fpn_feature_size", 256),
-        "MODEL.SEM_SEG_HEAD.MASK_DIM": config.get("mask_feature_size", 256),
-        "MODEL.MASK_FORMER.HIDDEN_DIM": decoder.get("d_model", 256),
-        "MODEL.MASK_FORMER.NUM_OBJECT_QUERIES": decoder.get("num_queries", 100),
-        "MODEL.MASK_FORMER.DEC_LAYERS": decoder.get("decoder_layers", 6),
-        "MODEL.MASK_FORMER.NHEADS": decoder.get("decoder_attention_heads", 8),
-        "MODEL.MASK_FORMER.DIM_FEEDFORWARD": decoder.get("decoder_ffn_dim", 2048),
-        "MODEL.MASK_FORMER.DROPOUT": decoder.get("dropout", 0.1),
-        "MODEL.MASK_FORMER.NO_OBJECT_WEIGHT": config.get("no_object_weight", 0.1),
-        "MODEL.MASK_FORMER.DICE_WEIGHT": config.get("dice_weight", 1.0),
-        "MODEL.MASK_FORMER.MASK_WEIGHT": config.get("mask_weight", 20.0),
+        **_ours(config, MODEL_FIELDS),
+        **_ours(config.get("decoder_config") or {}, DECODER_FIELDS),
+        **_backbone_keys(config.get("backbone_config") or {}),
+        **_image_keys(config, processor),
     }
-    return keys | _backbone_keys(backbone) | _picture_keys(config, processor)
 
 
 def _backbone_keys(backbone: Mapping[str, Any]) -> dict[str, Any]:
     kind = backbone.get("model_type", "swin")
     if kind in ("swin", "maskformer-swin"):
-        return {
-            "MODEL.BACKBONE.NAME": "D2SwinTransformer",
-            "MODEL.SWIN.PRETRAIN_IMG_SIZE": backbone.get("image_size", 224),
-            "MODEL.SWIN.PATCH_SIZE": backbone.get("patch_size", 4),
-            "MODEL.SWIN.EMBED_DIM": backbone.get("embed_dim", 96),
-            "MODEL.SWIN.DEPTHS": list(backbone.get("depths", [2, 2, 6, 2])),
-            "MODEL.SWIN.NUM_HEADS": list(backbone.get("num_heads", [3, 6, 12, 24])),
-            "MODEL.SWIN.WINDOW_SIZE": backbone.get("window_size", 7),
-            "MODEL.SWIN.MLP_RATIO": float(backbone.get("mlp_ratio", 4.0)),
-            "MODEL.SWIN.QKV_BIAS": backbone.get("qkv_bias", True),
-            "MODEL.SWIN.DROP_RATE": backbone.get("hidden_dropout_prob", 0.0),
-            "MODEL.SWIN.ATTN_DROP_RATE": backbone.get("attention_probs_dropout_prob", 0.0),
-            "MODEL.SWIN.DROP_PATH_RATE": backbone.get("drop_path_rate", 0.1),
-        }
+        return {"MODEL.BACKBONE.NAME": "D2SwinTransformer", **_ours(backbone, SWIN_FIELDS)}
     if kind != "resnet":
         raise ValueError(f"config.json: the backbone is a {kind!r}; converted are 'resnet' and 'swin'.")
     blocks, is_basic = list(backbone.get("depths", [3, 4, 6, 3])), backbone.get("layer_type") == "basic"
@@ -225,28 +215,29 @@ def _backbone_keys(backbone: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "MODEL.BACKBONE.NAME": "build_resnet_backbone",
         "MODEL.RESNETS.DEPTH": depths[0],
-        "MODEL.RESNETS.OUT_FEATURES": IN_FEATURES,
+        "MODEL.RESNETS.OUT_FEATURES": ["res2", "res3", "res4", "res5"],
         "MODEL.RESNETS.STEM_OUT_CHANNELS": backbone.get("embedding_size", 64),
         "MODEL.RESNETS.RES2_OUT_CHANNELS": backbone.get("hidden_sizes", [256])[0],
         "MODEL.RESNETS.STRIDE_IN_1X1": bool(backbone.get("downsample_in_bottleneck", False)),
     }
 
 
-def _picture_keys(config: Mapping[str, Any], processor: Mapping[str, Any]) -> dict[str, Any]:
+def _image_keys(config: Mapping[str, Any], processor: Mapping[str, Any]) -> dict[str, Any]:
     size = processor.get("size", 800)
     if not isinstance(size, Mapping):  # how early files have it
         size = {"shortest_edge": size, "longest_edge": processor.get("max_size", 1333)}
     scale = 1 / processor.get("rescale_factor", 1 / 255)
-    mean = processor.get("image_mean", [0.485, 0.456, 0.406])
-    std = processor.get("image_std", [0.229, 0.224, 0.225])
     divisor = processor.get("size_divisor", processor.get("size_divisibility", 32))
-    divisor = config.get("size_divisibility", divisor)
     return {
         "INPUT.FORMAT": "RGB",
         "INPUT.MIN_SIZE_TEST": size.get("shortest_edge", 800),
         "INPUT.MAX_SIZE_TEST": size.get("longest_edge", 1333),
-        "MODEL.PIXEL_MEAN": [round(value * scale, 6) for value in mean],
-        "MODEL.PIXEL_STD": [round(value * scale, 6) for value in std],
-        "MODEL.MASK_FORMER.SIZE_DIVISIBILITY": divisor,
+        "MODEL.PIXEL_MEAN": [
+            round(value * scale, 6) for value in processor.get("image_mean", [0.485, 0.456, 0.406])
+        ],
+        "MODEL.PIXEL_STD": [
+            round(value * scale, 6) for value in processor.get("image_std", [0.229, 0.224, 0.225])
+        ],
+        "MODEL.MASK_FORMER.SIZE_DIVISIBILITY": config.get("size_divisibility", divisor),
         "MODEL.SEM_SEG_HEAD.IGNORE_VALUE": processor.get("ignore_index") or 255,
     }

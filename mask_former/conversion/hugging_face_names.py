@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from mask_former.conversion.renaming import State, refuse_unknown
+from mask_former.conversion.backbones import State, refuse_unknown
 
 ENCODER = "model.pixel_level_module.encoder"
 DECODER = "model.pixel_level_module.decoder"

@@ -1,4 +1,4 @@
-"""Runs both sides of a conversion on the same picture and measures how far apart they are.
+"""Run both sides of a conversion on the same image and measure how far apart they are.
 
 The other side is run by the library it comes from, which is imported here and nowhere else.
 """
@@ -16,11 +16,10 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, build_model
 from torch import Tensor, nn
 
-from mask_former.conversion.backbones import Backbone, describe_backbone, swin_to_timm
-from mask_former.conversion.renaming import State
+from mask_former.conversion.backbones import Backbone, State, describe_backbone, swin_to_timm
 
-# (height, width) of the picture that both sides see.
-PICTURE = (96, 128)
+# (height, width) of the image that both sides see.
+IMAGE_SIZE = (96, 128)
 
 # What a file of a backbone need not have: our output norms, theirs before the classifier, and indices.
 COMPUTED = r"norm\d?\.|.*relative_position_index$"
@@ -61,31 +60,37 @@ def compare_backbone(kind: str, original: State, state: State, cfg: CfgNode) -> 
     window = int(str(backbone.keys.get("MODEL.SWIN.WINDOW_SIZE", 0)))
     # timm leaves out the shift where a map is one window, and pads after it where windows do not fill the
     # map; the segmentation models do neither, so the two agree on two whole windows.
-    size = (64 * window, 64 * window) if window else PICTURE
-    picture = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0))
-    ours = _our_maps(state, backbone, cfg, picture)
+    size = (64 * window, 64 * window) if window else IMAGE_SIZE
+    image = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0))
+    ours = _our_maps(state, backbone, cfg, image)
     if kind == "resnet":
-        return largest_difference(ours, _resnet_maps(original, backbone, picture))
-    return largest_difference(ours, _timm_swin_maps(swin_to_timm(state), backbone, picture))
+        return largest_difference(ours, _resnet_maps(original, backbone, image))
+    return largest_difference(ours, _timm_swin_maps(swin_to_timm(state), backbone, image))
 
 
-def _our_maps(state: State, backbone: Backbone, cfg: CfgNode, picture: Tensor) -> Maps:
+def _our_maps(state: State, backbone: Backbone, cfg: CfgNode, image: Tensor) -> Maps:
     cfg = cfg.clone()
     for key, value in backbone.keys.items():
         cfg.merge_from_list([key, value])
     model = BACKBONE_REGISTRY.get(cfg.MODEL.BACKBONE.NAME)(cfg, ShapeSpec(channels=3)).eval()
+    _fill(model, state)
+    return model(image)
+
+
+def _fill(model: nn.Module, state: State) -> None:
     missing, unexpected = model.load_state_dict(state, strict=False)
-    wanted = [name for name in missing if not re.match(COMPUTED, name)]
-    if wanted or unexpected:
-        raise ValueError(f"The backbone lacks {wanted[:5]} and has no place for {unexpected[:5]}.")
-    return model(picture)
+    missing = [name for name in missing if not re.match(COMPUTED, name)]
+    if missing or unexpected:
+        raise ValueError(
+            f"{type(model).__name__}: the weights lack {missing[:5]}; it has no place for {unexpected[:5]}."
+        )
 
 
-def _resnet_maps(original: State, backbone: Backbone, picture: Tensor) -> Maps:
+def _resnet_maps(original: State, backbone: Backbone, image: Tensor) -> Maps:
     depth = backbone.keys["MODEL.RESNETS.DEPTH"]
     model = getattr(library("torchvision").models, f"resnet{depth}")(weights=None).eval()
     model.load_state_dict({**original, "fc.weight": model.fc.weight, "fc.bias": model.fc.bias})
-    features = model.maxpool(model.relu(model.bn1(model.conv1(picture))))
+    features = model.maxpool(model.relu(model.bn1(model.conv1(image))))
     maps = {}
     for number in range(1, 5):
         features = getattr(model, f"layer{number}")(features)
@@ -93,36 +98,18 @@ def _resnet_maps(original: State, backbone: Backbone, picture: Tensor) -> Maps:
     return maps
 
 
-def _timm_swin_maps(state: State, backbone: Backbone, picture: Tensor) -> Maps:
-    keys = {name.removeprefix("MODEL.SWIN."): value for name, value in backbone.keys.items()}
-    model = (
-        library("timm.models.swin_transformer")
-        .SwinTransformer(
-            img_size=picture.shape[-1],
-            embed_dim=keys["EMBED_DIM"],
-            depths=keys["DEPTHS"],
-            num_heads=keys["NUM_HEADS"],
-            window_size=keys["WINDOW_SIZE"],
-            num_classes=0,
-        )
-        .eval()
-    )
-    missing, unexpected = model.load_state_dict(state, strict=False)
-    wanted = [name for name in missing if not re.match(COMPUTED, name)]
-    if wanted or unexpected:
-        raise ValueError(f"timm's Swin lacks {wanted[:5]} and has no place for {unexpected[:5]}.")
+def _timm_swin_maps(state: State, backbone: Backbone, image: Tensor) -> Maps:
+    names = ("EMBED_DIM", "DEPTHS", "NUM_HEADS", "WINDOW_SIZE")
+    sizes = {name.lower(): backbone.keys[f"MODEL.SWIN.{name}"] for name in names}
+    timm = library("timm.models.swin_transformer")
+    model = timm.SwinTransformer(img_size=image.shape[-1], num_classes=0, **sizes).eval()
+    _fill(model, state)
     maps: Maps = {}
-
-    def keep(name: str) -> Any:
-        def hook(_: nn.Module, __: Any, stage_map: Tensor) -> None:  # (B, H, W, C)
-            # The files have no output norms; ours begin as plain ones.
-            maps[name] = F.layer_norm(stage_map, stage_map.shape[-1:]).permute(0, 3, 1, 2)
-
-        return hook
-
+    features = model.patch_embed(image)
     for number, stage in enumerate(model.layers):
-        stage.register_forward_hook(keep(f"res{number + 2}"))
-    model(picture)
+        features = stage(features)  # (B, H, W, C)
+        # The files have no output norms; ours begin as plain ones.
+        maps[f"res{number + 2}"] = F.layer_norm(features, features.shape[-1:]).permute(0, 3, 1, 2)
     return maps
 
 
@@ -133,9 +120,9 @@ def compare_model(cfg: CfgNode, state: State, folder: Path) -> tuple[float, str]
     ours.load_state_dict(state, strict=False)
     transformers = library("transformers")
     theirs = transformers.MaskFormerForInstanceSegmentation.from_pretrained(folder).eval()
-    picture = torch.randn(1, 3, *PICTURE, generator=torch.Generator().manual_seed(0))
-    answer = ours.predict(picture.to(ours.device))[-1]
-    expected = theirs(picture, output_hidden_states=True)  # what auxiliary logits need
+    image = torch.randn(1, 3, *IMAGE_SIZE, generator=torch.Generator().manual_seed(0))
+    answer = ours.predict(image.to(ours.device))[-1]
+    expected = theirs(image, output_hidden_states=True)  # what auxiliary logits need
     return largest_difference(
         {"class logits": answer.class_logits.cpu(), "mask logits": answer.mask_logits.cpu()},
         {"class logits": expected.class_queries_logits, "mask logits": expected.masks_queries_logits},

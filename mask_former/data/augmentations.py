@@ -6,7 +6,7 @@ from detectron2.data import transforms as T
 from detectron2.projects.point_rend import ColorAugSSDTransform
 from fvcore.transforms.transform import Transform
 
-from .segment_maps import VOID, SegmentMap, move
+from .labels import VOID, SegmentMap, move
 
 Augmentations = list[T.Augmentation | Transform]
 
@@ -15,10 +15,9 @@ DETR_SIZES_BEFORE_CROP = (400, 500, 600)
 
 
 class LabelledPicture:
-    """A picture and its label as input of Detectron2's augmentations."""
+    """A picture (H, W, C) and its label, if that is a map, as input of Detectron2's augmentations."""
 
     def __init__(self, image: np.ndarray, segment_map: SegmentMap | None) -> None:
-        """Take an (H, W, C) uint8 image and its label; None where the label comes as annotations."""
         self.image = image
         self.segment_map = segment_map
 

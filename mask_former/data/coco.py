@@ -12,19 +12,14 @@ Entry = dict[str, Any]  # one picture in Detectron2's data set format
 
 
 def load_panoptic(name: str, metadata: Mapping[str, Any]) -> list[Entry]:
-    """Return the samples of panoptic labels in COCO's format.
+    """Return the entries of panoptic labels in COCO's format.
 
     Unlike Detectron2's loader it accepts image ids that are not numbers (ADE20K's are file stems), and
-    pictures that are not JPEG.
+    pictures that are not JPEG. Category ids become class ids.
 
     Args:
-        name: of the data set, for messages.
+        name: of the data set; not needed here.
         metadata: `image_root`, `panoptic_root`, `panoptic_json`, the two id maps; `sem_seg_root` optional.
-
-    Returns:
-        One dict a picture: `file_name`, `image_id`, `pan_seg_file_name`, `segments_info` (category ids
-        are class ids, `isthing` is added); where there is a `sem_seg_root`, `sem_seg_file_name`; and where
-        the file states them, `height` and `width`.
     """
     path = metadata["panoptic_json"]
     content = read_json(path, keys=("annotations",))
@@ -48,7 +43,7 @@ def _entry(annotation: Entry, pictures: Mapping[Any, Entry], metadata: Mapping[s
         "pan_seg_file_name": os.path.join(metadata["panoptic_root"], annotation["file_name"]),
         "segments_info": [_with_class_id(each, metadata, image_id) for each in annotation["segments_info"]],
     }
-    entry.update({key: picture[key] for key in ("height", "width") if key in picture})
+    entry |= {key: picture[key] for key in ("height", "width") if key in picture}
     if "sem_seg_root" in metadata:
         entry["sem_seg_file_name"] = os.path.join(metadata["sem_seg_root"], stem + ".png")
     return entry
@@ -78,37 +73,28 @@ def instance_metadata(categories: Sequence[Mapping[str, Any]]) -> dict[str, Any]
     Args:
         categories: `{"id", "name"}` each, "color" ([R, G, B]) optional.
     """
+    spare = distinct_colors(len(categories))
     return {
         "thing_classes": [category["name"] for category in categories],
-        "thing_colors": _colors(categories),
+        "thing_colors": [list(c.get("color", color)) for c, color in zip(categories, spare, strict=True)],
         "thing_dataset_id_to_contiguous_id": {category["id"]: i for i, category in enumerate(categories)},
     }
 
 
-def _colors(categories: Sequence[Mapping[str, Any]]) -> list[list[int]]:
-    spare = distinct_colors(len(categories))
-    return [list(category.get("color", color)) for category, color in zip(categories, spare, strict=True)]
-
-
 def panoptic_metadata(categories: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return Detectron2's panoptic metadata for categories whose class id is their place in the list.
+    """Return Detectron2's panoptic metadata for categories with "isthing" too.
 
     Both the thing and the stuff lists name every class, as Detectron2's drawing of panoptic results expects;
     the two id maps (data set id -> class id) say which class is a thing.
-
-    Args:
-        categories: `{"id", "name", "isthing"}` each, "color" ([R, G, B]) optional.
     """
-    names = [category["name"] for category in categories]
-    colors = _colors(categories)
-    things = {category["id"]: i for i, category in enumerate(categories) if category["isthing"]}
-    stuff = {category["id"]: i for i, category in enumerate(categories) if not category["isthing"]}
+    every = instance_metadata(categories)
+    id_map = every["thing_dataset_id_to_contiguous_id"]
+    things = {category["id"] for category in categories if category["isthing"]}
     return {
-        "thing_classes": names,
-        "stuff_classes": list(names),
-        "thing_colors": colors,
-        "stuff_colors": list(colors),
-        "thing_dataset_id_to_contiguous_id": things,
-        "stuff_dataset_id_to_contiguous_id": stuff,
+        **every,
+        "stuff_classes": list(every["thing_classes"]),
+        "stuff_colors": list(every["thing_colors"]),
+        "thing_dataset_id_to_contiguous_id": {i: c for i, c in id_map.items() if i in things},
+        "stuff_dataset_id_to_contiguous_id": {i: c for i, c in id_map.items() if i not in things},
         "label_divisor": 1000,
     }

@@ -2,11 +2,12 @@
 
 import logging
 import random
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,22 +16,17 @@ from detectron2.data import DatasetCatalog, DatasetFromList, MetadataCatalog, bu
 from detectron2.data.build import filter_images_with_only_crowd_annotations
 from detectron2.utils import comm
 from detectron2.utils.serialize import PicklableWrapper
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from mask_former.formats import picture_size
 
 from .mapper import Entry, Mapper, build_test_mapper, build_train_mapper
-from .sampling import Draw, TrainingBatches
 
 logger = logging.getLogger(__name__)
 
 
 def build_train_loader(
-    cfg: CfgNode,
-    *,
-    mapper: Mapper | None = None,
-    start_iteration: int = 0,
-    seed: int | None = None,
+    cfg: CfgNode, *, mapper: Mapper | None = None, start_iteration: int = 0, seed: int | None = None
 ) -> DataLoader[Entry]:
     """Return an endless loader of lists of samples: those of iteration `start_iteration`, of the next, ...
 
@@ -43,7 +39,13 @@ def build_train_loader(
         start_iteration: iterations already trained.
         seed: not negative and the same in all processes; by default `training_seed(cfg)`.
     """
-    _refuse_other_samplers(cfg)
+    loader = cfg.DATALOADER
+    if loader.SAMPLER_TRAIN != "TrainingSampler" or loader.REPEAT_THRESHOLD > 0:
+        raise ValueError(
+            f"DATALOADER.SAMPLER_TRAIN is {loader.SAMPLER_TRAIN!r} and REPEAT_THRESHOLD "
+            f"{loader.REPEAT_THRESHOLD}; expected TrainingSampler (every picture once an epoch) and 0.0, the "
+            "only order that can be resumed exactly."
+        )
     entries = load_training_entries(cfg)
     seed = training_seed(cfg) if seed is None else seed
     batches = TrainingBatches(
@@ -58,8 +60,8 @@ def build_train_loader(
     return DataLoader(
         AugmentedDataset(entries, mapper or build_train_mapper(cfg), seed),
         batch_sampler=batches,
-        num_workers=cfg.DATALOADER.NUM_WORKERS,
-        collate_fn=_as_list,
+        num_workers=loader.NUM_WORKERS,
+        collate_fn=list,  # pictures differ in size, so a batch is the list of its samples
         # Without its own generator the loader would draw from the generator of the model's dropout.
         generator=torch.Generator().manual_seed(seed),
     )
@@ -97,6 +99,77 @@ def load_training_entries(cfg: CfgNode) -> list[Entry]:
     return entries
 
 
+class Draw(NamedTuple):
+    """A picture to train on: its index in the data set, and the number of the draw since iteration 0.
+
+    Positions are unique in a run; everything random about a draw follows from the seed and its position.
+    """
+
+    number: int
+    position: int
+
+
+@dataclass(eq=False)
+class TrainingBatches(Sampler[list[Draw]]):
+    """Endless batches of one process: in each epoch every picture once, in a new order, batches of one group.
+
+    A batch is complete as soon as its group (say, wide or tall pictures) has enough draws. Groups fill up
+    over the batch of all processes together and each process takes every `world_size`-th draw of it, so the
+    union of all batches does not depend on how many processes there are.
+    """
+
+    groups: Sequence[int]  # the number of each picture's group, from 0
+    total_batch_size: int  # of all processes together
+    seed: int
+    start_iteration: int = 0  # batches that earlier parts of the run have consumed
+    rank: int = 0
+    world_size: int = 1
+
+    def __post_init__(self) -> None:
+        """Refuse what gives no batch."""
+        if not len(self.groups):
+            raise ValueError("There is no picture to draw from; expected at least one in DATASETS.TRAIN.")
+        if self.total_batch_size < 1 or self.total_batch_size % self.world_size:
+            raise ValueError(
+                f"SOLVER.IMS_PER_BATCH is {self.total_batch_size}; expected a positive multiple of the "
+                f"number of processes, {self.world_size}."
+            )
+
+    def __iter__(self) -> Iterator[list[Draw]]:
+        """Yield the draws of each iteration from `start_iteration` on; no picture is opened to get there."""
+        sizes = np.bincount(self.groups).tolist()
+        # By the start of epoch e, floor(e * size / batch) batches of a group are complete, whatever the
+        # orders were. Over all groups that is at most start_iteration in the epoch taken here, and near it.
+        epoch = self.start_iteration * self.total_batch_size // len(self.groups)
+        surplus = self.start_iteration - sum(epoch * size // self.total_batch_size for size in sizes)
+        waiting = [self._waiting(group, size, epoch) for group, size in enumerate(sizes)]
+        while True:
+            for draw in self._epoch(epoch):
+                batch = waiting[self.groups[draw.number]]
+                batch.append(draw)
+                if len(batch) == self.total_batch_size:
+                    if surplus:
+                        surplus -= 1
+                    else:
+                        yield batch[self.rank :: self.world_size]
+                    batch.clear()
+            epoch += 1
+
+    def _epoch(self, epoch: int) -> list[Draw]:
+        # The legacy generator, because NumPy promises that its stream never changes.
+        order = np.random.RandomState([self.seed, epoch]).permutation(len(self.groups)).tolist()
+        return [Draw(number, epoch * len(order) + place) for place, number in enumerate(order)]
+
+    def _waiting(self, group: int, size: int, epoch: int) -> list[Draw]:
+        """Return the draws of a group from before `epoch` that are not yet part of a complete batch."""
+        count = epoch * size % self.total_batch_size
+        draws: list[Draw] = []
+        while len(draws) < count:
+            epoch -= 1
+            draws = [draw for draw in self._epoch(epoch) if self.groups[draw.number] == group] + draws
+        return draws[len(draws) - count :]
+
+
 class AugmentedDataset(Dataset[Entry]):
     """Makes the sample of a draw, with all random numbers seeded by its position."""
 
@@ -111,7 +184,7 @@ class AugmentedDataset(Dataset[Entry]):
 
     def __getitem__(self, draw: Draw) -> Entry:
         """Return the sample; where the mapper refuses an entry by returning None, that of the next one."""
-        with seeded(self.seed, draw.position):
+        with _seeded(self.seed, draw.position):
             for step in range(len(self)):
                 sample = self.mapper(self.entries[(draw.number + step) % len(self)])
                 if sample is not None:
@@ -120,22 +193,19 @@ class AugmentedDataset(Dataset[Entry]):
 
 
 @contextmanager
-def seeded(seed: int, position: int) -> Iterator[None]:
-    """Seed NumPy's, Python's and torch's CPU generators by (seed, position), and restore them at the end.
-
-    Detectron2's augmentations draw from the first two.
-    """
-    states = np.random.get_state(), random.getstate(), torch.default_generator.get_state()
+def _seeded(seed: int, position: int) -> Iterator[None]:
+    """Seed NumPy's, Python's and torch's CPU generators by (seed, position), and restore them at the end."""
+    states = np.random.get_state(), random.getstate()
     words = np.random.SeedSequence((seed, position)).generate_state(4)
-    np.random.seed(words)
-    random.seed(words.tobytes())
-    torch.default_generator.manual_seed(int(words[0]))
-    try:
-        yield
-    finally:
-        np.random.set_state(states[0])
-        random.setstate(states[1])
-        torch.default_generator.set_state(states[2])
+    with torch.random.fork_rng(devices=()):
+        np.random.seed(words)
+        random.seed(words.tobytes())
+        torch.default_generator.manual_seed(int(words[0]))
+        try:
+            yield
+        finally:
+            np.random.set_state(states[0])
+            random.setstate(states[1])
 
 
 def _load_entries(dataset_name: str) -> list[Entry]:
@@ -145,15 +215,13 @@ def _load_entries(dataset_name: str) -> list[Entry]:
     ignore_label = MetadataCatalog.get(dataset_name).get("ignore_label", None)
     if ignore_label is not None:
         tag["ignore_label"] = ignore_label
-    files_of = defaultdict(list)
-    for entry in entries:
-        files_of[entry.get("image_id", entry["file_name"])].append(entry["file_name"])
-    repeated = {key: files for key, files in files_of.items() if len(files) > 1}
+    keys = [entry.get("image_id", entry["file_name"]) for entry in entries]
+    repeated = [key for key, times in Counter(keys).items() if times > 1]
     if repeated:
-        key, files = next(iter(repeated.items()))
+        files = [entry["file_name"] for entry, key in zip(entries, keys, strict=True) if key == repeated[0]]
         raise ValueError(
             f"Data set {dataset_name} has {len(repeated)} image ids that belong to more than one picture; "
-            f"the first is {key!r}, of {' and '.join(files[:3])}. Every picture needs an id of its own."
+            f"the first is {repeated[0]!r}, of {' and '.join(files[:3])}. Give every picture its own id."
         )
     return [{**entry, **tag} for entry in entries]
 
@@ -161,10 +229,10 @@ def _load_entries(dataset_name: str) -> list[Entry]:
 def _check_same_classes(names: Sequence[str]) -> None:
     """Refuse to mix sets in whose labels one number means different classes."""
     for key in ("thing_classes", "stuff_classes"):
-        classes = {name: MetadataCatalog.get(name).get(key, None) for name in names}
-        known = {name: list(listed) for name, listed in classes.items() if listed is not None}
-        if any(listed != known[next(iter(known))] for listed in known.values()):
-            counts = ", ".join(f"{name} ({len(listed)})" for name, listed in known.items())
+        listed = {name: MetadataCatalog.get(name).get(key, None) for name in names}
+        known = {name: tuple(classes) for name, classes in listed.items() if classes is not None}
+        if len(set(known.values())) > 1:
+            counts = ", ".join(f"{name} ({len(classes)})" for name, classes in known.items())
             raise ValueError(
                 f"DATASETS.TRAIN mixes sets whose {key} differ: {counts}. Sets that are trained together "
                 "must have the same classes in the same order."
@@ -173,33 +241,14 @@ def _check_same_classes(names: Sequence[str]) -> None:
 
 def _aspect_groups(cfg: CfgNode, entries: Sequence[Entry]) -> list[int]:
     """Return for each entry 1 if it is wider than tall, else 0; all 0 where grouping is off or pointless."""
-    if not cfg.DATALOADER.ASPECT_RATIO_GROUPING or _all_crops_alike(cfg):
+    crop = cfg.INPUT.CROP
+    is_cropped = cfg.INPUT.DATASET_MAPPER_NAME.startswith("mask_former_") and crop.ENABLED
+    has_one_size = crop.TYPE == "absolute" and max(crop.SIZE) <= cfg.INPUT.SIZE_DIVISIBILITY
+    if not cfg.DATALOADER.ASPECT_RATIO_GROUPING or (is_cropped and has_one_size):
         return [0] * len(entries)
     if all("width" in entry and "height" in entry for entry in entries):
         return [int(entry["width"] > entry["height"]) for entry in entries]
     logger.info("Reading the sizes of %d pictures, to group them by aspect ratio", len(entries))
     with ThreadPoolExecutor(max_workers=16) as pool:
-        sizes = list(pool.map(picture_size, [entry["file_name"] for entry in entries]))
-    return [int(width > height) for width, height in sizes]
-
-
-def _all_crops_alike(cfg: CfgNode) -> bool:
-    """Whether crop and padding give every sample one size, so that grouping could save no padding."""
-    crop = cfg.INPUT.CROP
-    is_fixed = cfg.INPUT.DATASET_MAPPER_NAME.startswith("mask_former_") and crop.ENABLED
-    return is_fixed and crop.TYPE == "absolute" and max(crop.SIZE) <= cfg.INPUT.SIZE_DIVISIBILITY
-
-
-def _refuse_other_samplers(cfg: CfgNode) -> None:
-    loader = cfg.DATALOADER
-    if loader.SAMPLER_TRAIN != "TrainingSampler" or loader.REPEAT_THRESHOLD > 0:
-        raise ValueError(
-            f"DATALOADER.SAMPLER_TRAIN is {loader.SAMPLER_TRAIN!r} and REPEAT_THRESHOLD "
-            f"{loader.REPEAT_THRESHOLD}; expected TrainingSampler (every picture once an epoch) and 0.0, the "
-            "only order that can be resumed exactly."
-        )
-
-
-def _as_list(samples: list[Entry]) -> list[Entry]:
-    """Collate: pictures differ in size, so a batch is the list of its samples."""
-    return samples
+        sizes = pool.map(picture_size, [entry["file_name"] for entry in entries])
+        return [int(width > height) for width, height in sizes]

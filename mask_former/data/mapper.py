@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from detectron2.config import CfgNode, configurable
+from detectron2.config import CfgNode
 from detectron2.data import DatasetMapper, MetadataCatalog
 from detectron2.data import transforms as T
 from detectron2.data.detection_utils import check_image_size
@@ -14,10 +14,8 @@ from detectron2.structures import Instances
 
 from mask_former.formats import read_picture
 
-from .annotations import instance_segments
 from .augmentations import Augmentations, LabelledPicture, crop_recipe, detr_recipe
-from .labels import read_panoptic, read_semantic
-from .segment_maps import VOID, SegmentMap, Segments, split
+from .labels import VOID, SegmentMap, instance_segments, read_panoptic, read_semantic, split
 
 logger = logging.getLogger(__name__)
 
@@ -51,8 +49,7 @@ def build_train_mapper(cfg: CfgNode) -> Mapper:
 
 def build_test_mapper(cfg: CfgNode) -> Mapper:
     """Return the mapper for test time: the picture at its test size, and no work on labels."""
-    resize = T.ResizeShortestEdge([cfg.INPUT.MIN_SIZE_TEST], cfg.INPUT.MAX_SIZE_TEST, "choice")
-    return PictureMapper(resize=resize, image_format=cfg.INPUT.FORMAT)
+    return PictureMapper(cfg)
 
 
 class TrainingMapper:
@@ -63,73 +60,34 @@ class TrainingMapper:
         height, width: of the picture as read.
         instances: `Instances` with gt_classes (M,) int64 and gt_masks (M, H, W) bool; M may be 0, and no
             mask is empty.
-        sem_seg: (H, W) int64, class or `ignore_value`; with semantic labels only.
-        valid_mask: (H, W) bool, False where a pixel is void, crowd or padding; only if asked for.
+        sem_seg: (H, W) int64, class or MODEL.SEM_SEG_HEAD.IGNORE_VALUE; with semantic labels only.
+        valid_mask: (H, W) bool, False where a pixel is void, crowd or padding; only where
+            MODEL.MASK_FORMER.VOID_IN_LOSS is "ignore".
     """
 
-    @configurable
-    def __init__(
-        self,
-        *,
-        label: str,
-        augmentations: Augmentations,
-        image_format: str,
-        num_classes: int,
-        ignore_value: int,
-        ignore_label: int | None,
-        size_divisibility: int,
-        gives_valid_mask: bool,
-    ) -> None:
-        """Build the mapper; `TrainingMapper(cfg)` reads all of these from a configuration.
-
-        Args:
-            label: "semantic", "panoptic" or "instance".
-            augmentations: Detectron2 augmentations, in order.
-            image_format: "RGB" or "BGR".
-            num_classes: K.
-            ignore_value: what `sem_seg` holds where a pixel is void.
-            ignore_label: what label files hold where a pixel is void, for entries without a key
-                "ignore_label"; None: every entry must have that key.
-            size_divisibility: pad right and below to a multiple of this; below 1, no padding.
-            gives_valid_mask: whether the result has `valid_mask`.
-        """
-        if label == "semantic" and 0 <= ignore_value < num_classes and ignore_label != ignore_value:
+    def __init__(self, cfg: CfgNode) -> None:
+        self.label, recipe = RECIPES[cfg.INPUT.DATASET_MAPPER_NAME]
+        self.num_classes = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
+        self.ignore_value = cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE
+        self.ignore_label = _common_ignore_label(cfg)
+        is_class = 0 <= self.ignore_value < self.num_classes and self.ignore_value != self.ignore_label
+        if self.label == "semantic" and is_class:
             raise ValueError(
-                f"MODEL.SEM_SEG_HEAD.IGNORE_VALUE is {ignore_value}, which is also one of the "
-                f"{num_classes} classes of MODEL.SEM_SEG_HEAD.NUM_CLASSES, so void pixels would be taken for "
-                "it; set IGNORE_VALUE to the ignore_label of the data set, or to another value that is no "
-                "class, such as 65535."
+                f"MODEL.SEM_SEG_HEAD.IGNORE_VALUE is {self.ignore_value}, which is also one of the "
+                f"{self.num_classes} classes of MODEL.SEM_SEG_HEAD.NUM_CLASSES; set it to the ignore_label "
+                "of the data set, or to another value that is no class, such as 65535."
             )
-        self.label = label
-        self.augmentations = augmentations
-        self.image_format = image_format
-        self.num_classes = num_classes
-        self.ignore_value = ignore_value
-        self.ignore_label = ignore_label
-        self.size_divisibility = size_divisibility
-        self.gives_valid_mask = gives_valid_mask
-
-    @classmethod
-    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        """Return the constructor's arguments."""
-        label, recipe = RECIPES[cfg.INPUT.DATASET_MAPPER_NAME]
-        if label == "instance" and cfg.INPUT.CROP.ENABLED and cfg.INPUT.CROP.SINGLE_CATEGORY_MAX_AREA < 1:
+        crop = cfg.INPUT.CROP
+        if self.label == "instance" and crop.ENABLED and crop.SINGLE_CATEGORY_MAX_AREA < 1:
             raise ValueError(
                 "INPUT.CROP.SINGLE_CATEGORY_MAX_AREA below 1 needs a label map, which mask_former_instance "
                 "does not read; set it to 1.0."
             )
-        augmentations = recipe(cfg)
-        logger.info("Training augmentations: %s", augmentations)
-        return {
-            "label": label,
-            "augmentations": augmentations,
-            "image_format": cfg.INPUT.FORMAT,
-            "num_classes": cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
-            "ignore_value": cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE,
-            "ignore_label": _common_ignore_label(cfg),
-            "size_divisibility": cfg.INPUT.SIZE_DIVISIBILITY,
-            "gives_valid_mask": cfg.MODEL.MASK_FORMER.VOID_IN_LOSS == "ignore",
-        }
+        self.augmentations = recipe(cfg)
+        self.image_format = cfg.INPUT.FORMAT
+        self.size_divisibility = cfg.INPUT.SIZE_DIVISIBILITY
+        self.gives_valid_mask = cfg.MODEL.MASK_FORMER.VOID_IN_LOSS == "ignore"
+        logger.info("Training augmentations: %s", self.augmentations)
 
     def __call__(self, entry: Entry) -> Entry:
         """Return the training sample of an entry, which stays as it is."""
@@ -140,16 +98,14 @@ class TrainingMapper:
         picture = LabelledPicture(image, self._read_segment_map(entry, read_shape))
         transform = T.AugmentationList(self.augmentations)(picture)
         image, segment_map = picture.image, picture.segment_map
-
-        shape = image.shape[:2]
-        padded_shape = _padded_shape(shape, self.size_divisibility)
+        padded_shape = _padded_shape(image.shape[:2], self.size_divisibility)
         if segment_map is None:
             segments = instance_segments(
                 entry["annotations"],
                 transform,
                 file_name=entry["file_name"],
                 read_shape=read_shape,
-                shape=shape,
+                shape=image.shape[:2],
                 padded_shape=padded_shape,
                 num_classes=self.num_classes,
             )
@@ -157,9 +113,13 @@ class TrainingMapper:
             segment_map = segment_map._replace(pixels=_pad(segment_map.pixels, padded_shape, VOID))
             segments = split(segment_map)
             if self.label == "semantic":
-                sample["sem_seg"] = self._class_map(segment_map)
+                values = np.concatenate(([self.ignore_value], segment_map.classes))
+                sample["sem_seg"] = torch.from_numpy(values.take(segment_map.pixels))
         sample["image"] = _as_tensor(_pad(image, padded_shape, PICTURE_PADDING))
-        sample["instances"] = _as_instances(segments)
+        instances = Instances(padded_shape)
+        instances.gt_classes = torch.from_numpy(segments.classes)
+        instances.gt_masks = torch.from_numpy(segments.masks)
+        sample["instances"] = instances
         if self.gives_valid_mask:
             sample["valid_mask"] = torch.from_numpy(segments.valid)
         return sample
@@ -192,23 +152,17 @@ class TrainingMapper:
         if ignore_label is None:
             raise ValueError(
                 f"{entry['file_name']} has no 'ignore_label', and the data sets of DATASETS.TRAIN differ in "
-                "theirs. Load them with mask_former.data.loader.build_train_loader, which adds it to every "
-                "entry."
+                "theirs. Load them with mask_former.data.loader.build_train_loader, which adds it."
             )
         return ignore_label
-
-    def _class_map(self, segment_map: SegmentMap) -> torch.Tensor:
-        """Return (H, W) int64 classes with `ignore_value` for void."""
-        values = np.concatenate(([self.ignore_value], segment_map.classes))
-        return torch.from_numpy(values.take(segment_map.pixels))
 
 
 class PictureMapper:
     """Adds to an entry its resized picture, `image` (C, H, W) uint8, and the `height` and `width` as read."""
 
-    def __init__(self, *, resize: T.Augmentation, image_format: str) -> None:
-        self.resize = resize
-        self.image_format = image_format
+    def __init__(self, cfg: CfgNode) -> None:
+        self.resize = T.ResizeShortestEdge([cfg.INPUT.MIN_SIZE_TEST], cfg.INPUT.MAX_SIZE_TEST, "choice")
+        self.image_format = cfg.INPUT.FORMAT
 
     def __call__(self, entry: Entry) -> Entry:
         """Return the test sample of an entry, without "annotations"."""
@@ -243,12 +197,4 @@ def _pad(values: np.ndarray, shape: tuple[int, int], padding: int) -> np.ndarray
 
 
 def _as_tensor(image: np.ndarray) -> torch.Tensor:
-    """(H, W, C) -> (C, H, W)."""
     return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
-
-
-def _as_instances(segments: Segments) -> Instances:
-    instances = Instances(segments.masks.shape[1:])
-    instances.gt_classes = torch.from_numpy(segments.classes)
-    instances.gt_masks = torch.from_numpy(segments.masks)
-    return instances

@@ -9,7 +9,6 @@ from pathlib import Path
 from types import FrameType
 
 import torch
-import torch.distributed as dist
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.engine import HookBase
 from detectron2.utils import comm
@@ -37,7 +36,7 @@ class StopOnSignal(HookBase):
 
     def after_step(self) -> None:
         """Stop if any process has received the signal."""
-        if not _in_any_process(self.is_requested):
+        if not any(comm.all_gather(self.is_requested)):
             return
         if comm.is_main_process():
             self.checkpointer.save(f"model_{self.trainer.iter:07d}")
@@ -50,15 +49,6 @@ class StopOnSignal(HookBase):
     def after_train(self) -> None:
         """Restore the previous SIGTERM handler."""
         signal.signal(signal.SIGTERM, self.previous_handler)
-
-
-def _in_any_process(flag: bool) -> bool:
-    if comm.get_world_size() == 1:
-        return flag
-    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
-    flags = torch.tensor([int(flag)], device=device)
-    dist.all_reduce(flags, dist.ReduceOp.MAX)
-    return bool(flags.item())
 
 
 class KeepBest(HookBase):
@@ -78,15 +68,12 @@ class KeepBest(HookBase):
         is_resumed = self.trainer.start_iter > 0 and self.record.exists()
         self.best = json.loads(self.record.read_text())["value"] if is_resumed else float("-inf")
 
-    def after_step(self) -> None:
-        """Compare the latest value."""
-        self._compare()
-
     def after_train(self) -> None:
         """Compare the value of the last evaluation, which runs after the last step."""
-        self._compare()
+        self.after_step()
 
-    def _compare(self) -> None:
+    def after_step(self) -> None:
+        """Compare the latest value."""
         latest = get_event_storage().latest()
         if self.metric not in latest:
             if any("/" in name for name in latest):

@@ -42,17 +42,11 @@ def launch(
 
 def _run(main: Callable[..., Any], args: tuple) -> None:
     main(*args)
-    if dist.is_initialized():
-        comm.synchronize()
-        _destroy_process_group()
-
-
-def _destroy_process_group() -> None:
-    """Destroy the process group, and with it the threads of gloo.
-
-    A group lives on while something refers to it. A gloo thread that is still running when the
-    interpreter ends may abort the process ("terminate called without an active exception").
-    """
+    if not dist.is_initialized():
+        return
+    comm.synchronize()
+    # A group lives on while something refers to it, and a gloo thread that is still running when the
+    # interpreter ends may abort the process ("terminate called without an active exception").
     comm._LOCAL_PROCESS_GROUP = None
     comm._get_global_gloo_group.cache_clear()
     gc.collect()  # models under DistributedDataParallel refer to the group too

@@ -1,12 +1,12 @@
-"""A run of train_net.py: configuration, logging, then training or evaluation."""
+"""A run of train_net.py: command line, configuration, logging, then training or evaluation."""
 
 import importlib
 import logging
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
 from typing import Any
 
 from detectron2.config import CfgNode
-from detectron2.engine import default_setup
+from detectron2.engine import default_argument_parser, default_setup
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
@@ -17,6 +17,24 @@ from mask_former.engine.trainer import Trainer, checkpoint_metadata
 from mask_former.evaluation import check_ground_truth
 
 logger = logging.getLogger(__name__)
+
+
+def argument_parser(epilog: str | None = None) -> ArgumentParser:
+    """Return Detectron2's parser with the flags of this project."""
+    parser = default_argument_parser(epilog)
+    parser.add_argument(
+        *("--import", "-m"),
+        dest="imports",
+        action="append",
+        default=[],
+        metavar="MODULE",
+        help="Python module to import first, which registers your own data sets or models",
+    )
+    parser.add_argument(
+        "--strict", action="store_true", help="refuse weights that do not fit the model in every entry"
+    )
+    parser.add_argument("--allow-unsafe", action="store_true", help="read weight files that may run code")
+    return parser
 
 
 def setup(arguments: Namespace) -> CfgNode:

@@ -88,9 +88,10 @@ class TrainStep(SimpleTrainer):
         parts = [batch[first : first + size] for first in range(0, len(batch), size)]
         summed: dict[str, Tensor] = {}
         for number, (part, arguments, weight) in enumerate(self._shares(parts)):
-            is_last = number == len(parts) - 1
+            # Gradients are averaged over processes with the last part only.
+            is_local = number < len(parts) - 1 and isinstance(self.model, DistributedDataParallel)
             with (
-                self._synchronized(is_last),
+                self.model.no_sync() if is_local else nullcontext(),
                 torch.autocast(self.device_type, self.amp_type, enabled=self.amp_type is not None),
             ):
                 losses = {name: loss * weight for name, loss in self.model(part, **arguments).items()}
@@ -109,12 +110,6 @@ class TrainStep(SimpleTrainer):
             return [(parts[0], {}, 1.0)]
         model: Any = unwrapped(self.model)
         return [(part, *share) for part, share in zip(parts, model.step_shares(parts), strict=True)]
-
-    def _synchronized(self, is_last: bool) -> Any:
-        """Return the context in which gradients are averaged over processes with the last part only."""
-        if isinstance(self.model, DistributedDataParallel) and not is_last:
-            return self.model.no_sync()
-        return nullcontext()
 
     def _log(self, losses: dict[str, Tensor], batch: Batch) -> None:
         """Log the losses, averaged over processes, and raise if their sum is not finite."""

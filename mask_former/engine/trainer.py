@@ -29,8 +29,7 @@ from mask_former.evaluation import build_evaluators, check_evaluators, check_gro
 from mask_former.evaluation.build import evaluators_of
 from mask_former.inference.ruled_model import with_rules
 from mask_former.inference.tta import SemanticSegmentorWithTTA
-from mask_former.modeling.build import build_model
-from mask_former.modeling.recomputing import recompute_activations
+from mask_former.modeling.build import build_model, recompute_activations
 from mask_former.solver import build_lr_scheduler, build_optimizer
 
 logger = logging.getLogger(__name__)

@@ -1,4 +1,4 @@
-"""The losses of a step: match, score, weight and name, layer by layer."""
+"""The losses of a step: match, compute and weight them, layer by layer."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -51,16 +51,13 @@ class SetCriterion(nn.Module):
         no_object_weight: float,
         num_points: int = 0,
     ) -> None:
-        """Set the weights.
+        """Set the weights of the class, focal and dice losses.
 
         Args:
             num_classes: K.
             matcher: pairs queries with segments, layer by layer.
-            class_weight: of the class loss.
-            mask_weight: of the focal loss.
-            dice_weight: of the dice loss.
-            no_object_weight: of queries without a segment, in the class loss.
-            num_points: points of each mask that the mask losses look at; 0: all pixels.
+            no_object_weight: weight of queries without a segment in the class loss.
+            num_points: points of each mask at which the mask losses are computed; 0: all pixels.
         """
         super().__init__()
         if num_points < 0:
@@ -96,9 +93,9 @@ class SetCriterion(nn.Module):
             shares = shares.to(self.empty_weight.device, non_blocking=True)
             dist.all_reduce(shares)
             shares /= processes
-            return Normalizers(shares[0].clamp(min=1), _nonzero(shares[1]))
+            return Normalizers(shares[0].clamp(min=1), shares[1].where(shares[1] > 0, 1.0))
         num_masks, class_weights = shares.tolist()
-        return Normalizers(max(num_masks, 1.0), class_weights or 1.0)  # 0 weights: 0 losses, too
+        return Normalizers(max(num_masks, 1.0), class_weights or 1.0)  # zero weights: the losses are 0 too
 
     def forward(
         self,
@@ -119,21 +116,21 @@ class SetCriterion(nn.Module):
             `loss_ce`, `loss_mask`, `loss_dice` of the last layer; those of earlier ones end in `_0`, `_1`, …
             Without any segment the mask losses are 0, with a graph.
         """
-        found = predictions[-1].class_logits.shape[-1] - 1
-        if found != self.num_classes:
+        num_classes = predictions[-1].class_logits.shape[-1] - 1
+        if num_classes != self.num_classes:
             raise ValueError(
-                f"Predictions have {found} classes, the criterion {self.num_classes}. "
+                f"Predictions have {num_classes} classes, the criterion {self.num_classes}. "
                 "Build both with the same MODEL.SEM_SEG_HEAD.NUM_CLASSES."
             )
         if normalizers is None:
             num_queries = predictions[-1].class_logits.shape[1]
             normalizers = self.normalizers([len(target.labels) for target in targets], num_queries)
         matching = self.matcher(predictions, targets)
-        losses = {}
+        losses: dict[str, Tensor] = {}
         for layer, (prediction, pairs) in enumerate(zip(predictions, matching, strict=True)):
             suffix = "" if layer == len(predictions) - 1 else f"_{layer}"
-            for name, loss in self._layer_losses(prediction, targets, pairs, normalizers).items():
-                losses[name + suffix] = loss
+            layer_losses = self._layer_losses(prediction, targets, pairs, normalizers)
+            losses |= {name + suffix: loss for name, loss in layer_losses.items()}
         return losses
 
     def _layer_losses(
@@ -145,48 +142,28 @@ class SetCriterion(nn.Module):
     ) -> dict[str, Tensor]:
         image_index = torch.cat([torch.full_like(query, image) for image, (query, _) in enumerate(pairs)])
         query_index = torch.cat([query for query, _ in pairs])
+        classes = torch.full_like(prediction.class_logits[..., 0], self.num_classes, dtype=torch.int64)
         labels = [target.labels[segment] for target, (_, segment) in zip(targets, pairs, strict=True)]
-        class_loss = self._class_loss(
-            prediction.class_logits, image_index, query_index, torch.cat(labels), normalizers
-        )
+        classes[image_index, query_index] = torch.cat(labels)
+        logits = full_precision(prediction.class_logits).transpose(1, 2)  # cross_entropy takes (B, K+1, Q)
+        class_loss = F.cross_entropy(logits, classes, self.empty_weight.to(logits.dtype), reduction="sum")
 
-        # Gathered once a layer: a gather an image would make a gradient of all (B, Q, h, w) for each.
+        # Indexed once a layer: the gradient of indexing an image has the size of all (B, Q, h, w).
         matched = prediction.mask_logits[image_index, query_index]
         focal, dice = _mask_losses(matched, targets, [segment for _, segment in pairs], self.num_points)
         return {
-            "loss_ce": self.class_weight * class_loss,
+            "loss_ce": self.class_weight * (class_loss / normalizers.class_weights),
             "loss_mask": focal * (self.mask_weight / normalizers.num_masks),
             "loss_dice": dice * (self.dice_weight / normalizers.num_masks),
         }
-
-    def _class_loss(
-        self,
-        class_logits: Tensor,
-        image_index: Tensor,
-        query_index: Tensor,
-        labels: Tensor,
-        normalizers: Normalizers,
-    ) -> Tensor:
-        """Weighted mean, as the weights of the whole step have it, over queries; unmatched are class K."""
-        classes = torch.full_like(class_logits[..., 0], self.num_classes, dtype=torch.int64)
-        classes[image_index, query_index] = labels
-        logits = full_precision(class_logits).transpose(1, 2)  # (B, K+1, Q), as cross_entropy wants it
-        total = F.cross_entropy(logits, classes, self.empty_weight.to(logits.dtype), reduction="sum")
-        return total / normalizers.class_weights
 
 
 def _mask_losses(
     logits: Tensor, targets: Sequence[Target], segment_index: Sequence[Tensor], num_points: int
 ) -> tuple[Tensor, Tensor]:
-    """Return `mask_losses` summed over the images, or that at so many points if not 0.
+    """Return `mask_losses` of logits (N, h, w), those of one image after another, summed over the images.
 
-    Small masks of all images go through it together, since each call costs as much as many of them.
-
-    Args:
-        logits: (N, h, w), the matched queries' masks, image after image.
-        targets: one an image.
-        segment_index: for each image the segment of each of its matched queries.
-        num_points: of each mask; 0: all pixels.
+    Small masks of all images are computed in one call, since the overhead of a call exceeds their own cost.
     """
     pixels = sum(target.masks.numel() for target in targets)
     if pixels <= SMALL_MASKS and not num_points and all(target.valid is None for target in targets):
@@ -201,8 +178,3 @@ def _mask_losses(
     ]
     focal, dice = (torch.stack(values).sum() for values in zip(*sums, strict=True))
     return focal, dice
-
-
-def _nonzero(weights: Tensor) -> Tensor:
-    """Where nothing weighs anything, every term is 0, and so shall be the quotient."""
-    return torch.where(weights > 0, weights, torch.ones_like(weights))

@@ -50,7 +50,8 @@ class TwoDecoderHead(nn.Module):
         self.transformer_in_feature = transformer_in_feature
         self.num_classes = num_classes
         self.ignore_value = ignore_value
-        accept_old_names(self)
+        # A public form of this hook needs a torch newer than our lowest.
+        self._register_load_state_dict_pre_hook(rename_old_entries)
 
     @classmethod
     def from_config(
@@ -68,11 +69,7 @@ class TwoDecoderHead(nn.Module):
         }
 
     def decode(self, features: dict[str, Tensor]) -> list[Prediction]:
-        """Return the predictions of the supervised layers, the last layer's last (and alone in evaluation).
-
-        Args:
-            features: the backbone's maps by name, (B, C_s, H/s, W/s).
-        """
+        """Return the predictions of the supervised layers from maps (B, C_s, H/s, W/s), the answer last."""
         mask_features, memory = decode_pixels(self.pixel_decoder, features)
         if self.transformer_in_feature != ENCODER_MEMORY:
             memory = features[self.transformer_in_feature]
@@ -124,13 +121,8 @@ def old_names(names: Iterable[str], prefix: str) -> dict[str, str]:
     return {old: new for old, new in renamed.items() if new not in names}
 
 
-def accept_old_names(head: nn.Module) -> None:
-    """Let `head.load_state_dict` take checkpoints with old names too, whatever their metadata."""
-    # A public form of this hook needs a torch newer than our lowest.
-    head._register_load_state_dict_pre_hook(_rename_in_place)
-
-
-def _rename_in_place(state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
+def rename_old_entries(state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Rename the old entries of a head in place: a hook of `load_state_dict`, whatever the metadata."""
     renamed = old_names(state_dict, prefix)
     for old, new in renamed.items():
         state_dict[new] = state_dict.pop(old)

@@ -1,11 +1,9 @@
-"""Focal and dice: what a pixel costs, what a matched pair costs, what every pair would cost.
+"""Focal and dice losses: of matched pairs, for the criterion, and of all pairs, for the matcher.
 
-The matcher reads the pairwise forms, the criterion the paired ones; both rest on the same element cost, so
-the two cannot drift apart. All of it runs in float32 or better, whatever autocast says: in float16 the sums
-over the pixels of a large map overflow.
+Computed in float32 or wider, also under autocast: in float16 the sums over a large map overflow.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import wraps
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
@@ -51,7 +49,7 @@ def _softplus(x: Tensor) -> Tensor:
 
 
 def focal_cost(logits: Tensor) -> Tensor:
-    """Return the price of each logit where the answer is yes; that of a no is `focal_cost(-logits)`.
+    """Return the cost of each logit where the target is 1; where it is 0, it is `focal_cost(-logits)`.
 
     With p = sigmoid(logit) it is (1 - p)^2 * -log(p), not yet weighted by ALPHA or 1 - ALPHA.
     """
@@ -61,7 +59,7 @@ def focal_cost(logits: Tensor) -> Tensor:
 def _split_pixels(
     targets: Tensor, valid: Tensor | None, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor | int]:
-    """Pixels inside and outside each target, invalid ones in neither, and how many pixels of each count."""
+    """Pixels inside and outside each target, invalid ones in neither, and the number of pixels that count."""
     inside = targets.to(dtype)
     outside = 1 - inside
     if valid is None:
@@ -77,14 +75,14 @@ def paired_focal(logits: Tensor, targets: Tensor, valid: Tensor | None = None) -
     Args:
         logits: (N, P), P pixels.
         targets: (N, P) bool.
-        valid: (P,) or (N, P) bool, False where a pixel counts for nothing; None: all count.
+        valid: (P,) or (N, P) bool, False for pixels that do not count; None: all count.
 
     Returns:
         (N,), float32 or wider.
     """
     inside, outside, pixels = _split_pixels(targets, valid, logits.dtype)
-    price = focal_cost(logits * (2 * targets - 1))
-    return (price * (ALPHA * inside + (1 - ALPHA) * outside)).sum(-1) / pixels
+    cost = focal_cost(logits * (2 * targets - 1))
+    return (cost * (ALPHA * inside + (1 - ALPHA) * outside)).sum(-1) / pixels
 
 
 @_in_full_precision
@@ -93,11 +91,11 @@ def pairwise_focal(logits: Tensor, targets: Tensor, valid: Tensor | None = None)
     inside, outside, pixels = _split_pixels(targets, valid, logits.dtype)
     costs = []
     for rows in logits.split(_chunk_length(logits, logits.shape[-1])):
-        # focal_cost of rows and of -rows; the dear part is shared, since softplus(-x) = softplus(x) - x.
+        # focal_cost of rows and of -rows share the softplus, since softplus(-x) = softplus(x) - x.
         softplus = _softplus(rows)
-        no = torch.sigmoid(rows).square() * softplus
-        yes = torch.sigmoid(-rows).square() * (softplus - rows)
-        costs.append(ALPHA * (yes @ inside.T) + (1 - ALPHA) * (no @ outside.T))
+        negative = torch.sigmoid(rows).square() * softplus
+        positive = torch.sigmoid(-rows).square() * (softplus - rows)
+        costs.append(ALPHA * (positive @ inside.T) + (1 - ALPHA) * (negative @ outside.T))
     return torch.cat(costs) / pixels
 
 
@@ -137,19 +135,12 @@ def mask_losses(
         logits: (N, h, w), the matched queries' masks.
         masks: (M, H, W) bool, the segments of the image.
         segment_index: (N,) int64, the segment of each query.
-        valid: (H, W) bool, False where a pixel counts for nothing; None: all count.
+        valid: (H, W) bool, False for pixels that do not count; None: all count.
 
     Returns:
         Two scalars; 0, with a graph, where N is 0.
     """
-    if torch.is_grad_enabled() and logits.requires_grad:
-        focal, dice = _MaskLosses.apply(logits, masks, segment_index, valid)
-        return focal, dice
-    focal, dice = logits.new_zeros(()), logits.new_zeros(())
-    pixel_valid = None if valid is None else valid.flatten()
-    for _, upsampled, targets in _full_size_chunks(logits, masks, segment_index):
-        focal = focal + paired_focal(upsampled, targets, pixel_valid).sum()
-        dice = dice + paired_dice(upsampled, targets, pixel_valid).sum()
+    focal, dice = _MaskLosses.apply(logits, masks, segment_index, valid)
     return focal, dice
 
 
@@ -157,20 +148,6 @@ def _chunk_length(logits: Tensor, pixels: int) -> int:
     """How many masks of that many pixels to work on at a time."""
     budget = CPU_CHUNK_PIXELS if logits.device.type == "cpu" else GPU_CHUNK_PIXELS
     return max(1, budget // max(1, pixels))
-
-
-def _full_size_chunks(
-    logits: Tensor, masks: Tensor, segment_index: Tensor
-) -> Iterator[tuple[slice, Tensor, Tensor]]:
-    """Rows of logits, those rows at full size (n, P), and their targets (n, P) bool."""
-    height, width = masks.shape[-2:]
-    step = _chunk_length(logits, height * width)
-    for first in range(0, len(logits), step):
-        rows = slice(first, first + step)
-        upsampled = F.interpolate(
-            logits[rows, None], size=(height, width), mode="bilinear", align_corners=False
-        )
-        yield rows, upsampled.flatten(1), masks[segment_index[rows]].flatten(1)
 
 
 class _MaskLosses(torch.autograd.Function):
@@ -186,10 +163,15 @@ class _MaskLosses(torch.autograd.Function):
         slopes = logits.new_empty(2, *logits.shape)
         totals = logits.new_zeros(2)
         counts = None if valid is None else valid.flatten().to(logits.dtype)
-        for rows, upsampled, targets in _full_size_chunks(logits, masks, segment_index):
-            values, full_slopes = _values_and_slopes(upsampled, targets, counts)
+        size = masks.shape[-2:]
+        step = _chunk_length(logits, size.numel())
+        for first in range(0, len(logits), step):
+            rows = slice(first, first + step)
+            upsampled = F.interpolate(logits[rows, None], size=size, mode="bilinear", align_corners=False)
+            targets = masks[segment_index[rows]].flatten(1)
+            values, full_slopes = _values_and_slopes(upsampled.flatten(1), targets, counts)
             totals += values
-            maps = _upsampling_adjoint(full_slopes.view(-1, *masks.shape[-2:]), logits.shape[-2:])
+            maps = _upsampling_adjoint(full_slopes.view(-1, *size), logits.shape[-2:])
             slopes[:, rows] = maps.unflatten(0, (2, -1))
         ctx.save_for_backward(slopes)
         return totals[0].clone(), totals[1].clone()

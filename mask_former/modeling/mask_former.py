@@ -10,8 +10,9 @@ import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.data import MetadataCatalog
 from detectron2.modeling import META_ARCH_REGISTRY, build_backbone, build_sem_seg_head
-from detectron2.structures import ImageList
+from detectron2.structures import BitMasks, ImageList
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from mask_former.inference.resizing import Sizes
 from mask_former.inference.ruled_model import Logits, QueryLogits, RuledModel
@@ -19,7 +20,6 @@ from mask_former.inference.rules import ResultRules
 from mask_former.modeling.criterion import Normalizers, SetCriterion
 from mask_former.modeling.matcher import build_matcher
 from mask_former.modeling.structures import Prediction, Target
-from mask_former.modeling.targets import padded_target
 
 THING_MAP = "thing_dataset_id_to_contiguous_id"
 
@@ -161,18 +161,18 @@ class MaskFormer(RuledModel):
         return [QueryLogits(*logits) for logits in zip(class_logits, mask_logits, sizes, strict=True)]
 
     def prepare_targets(self, batched_inputs: list[dict[str, Any]], images: ImageList) -> list[Target]:
-        """Return the segments of each image, padded like `images`."""
+        """Return the segments of each image, padded right and below like `images`, on the model's device."""
         height, width = images.tensor.shape[-2:]
-        return [
-            padded_target(
-                entry,
-                image_size,
-                (height, width),
-                void_is_ignored=self.void_is_ignored,
-                device=self.device,
-            )
-            for entry, image_size in zip(batched_inputs, images.image_sizes, strict=True)
-        ]
+        targets = []
+        for entry, size in zip(batched_inputs, images.image_sizes, strict=True):
+            padding = (0, width - size[1], 0, height - size[0])
+            labels, masks = _segments_of(entry, size)
+            valid = None
+            if self.void_is_ignored:
+                valid = F.pad(_valid_mask_of(entry, size).to(self.device), padding, value=False)
+            masks = F.pad(masks.to(self.device), padding, value=False)
+            targets.append(Target(labels.to(self.device), masks, valid))
+        return targets
 
     def check_rules(self, rules: ResultRules) -> None:
         """Raise ValueError for thing classes that are unknown or out of range."""
@@ -234,3 +234,53 @@ def _thing_ids_of_dataset(cfg: CfgNode) -> frozenset[int] | None:
             "entry, pass thing_ids to the model, or set PANOPTIC_ON False."
         )
     return None
+
+
+def _segments_of(picture: dict[str, Any], image_size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Return a training picture's labels (M,) int64 and masks (M, H_i, W_i) bool."""
+    if "instances" not in picture:
+        raise KeyError(
+            f"A training picture ({_name_of(picture)}) has no 'instances', only {sorted(picture)}: set "
+            "INPUT.DATASET_MAPPER_NAME to a mapper that makes them, such as 'mask_former_semantic'."
+        )
+    segments = picture["instances"]
+    labels = segments.gt_classes
+    if len(labels) == 0:
+        # Detectron2's mappers leave the masks of an empty picture out, or in another form.
+        return labels.long(), torch.zeros((0, *image_size), dtype=torch.bool)
+    if not segments.has("gt_masks"):
+        raise KeyError(
+            f"'instances' of a training picture ({_name_of(picture)}) have no 'gt_masks': set "
+            "MODEL.MASK_ON True or INPUT.DATASET_MAPPER_NAME to a mapper that keeps masks."
+        )
+    masks = segments.gt_masks
+    if isinstance(masks, BitMasks):
+        masks = masks.tensor
+    if not isinstance(masks, Tensor):
+        raise TypeError(
+            f"gt_masks of a training picture ({_name_of(picture)}) are {type(masks).__name__}, but must be "
+            "a bool tensor (M, H, W) or BitMasks: set INPUT.MASK_FORMAT 'bitmask'."
+        )
+    if masks.shape != (len(labels), *image_size):
+        raise ValueError(
+            f"gt_masks of a training picture ({_name_of(picture)}) have shape {tuple(masks.shape)}, but its "
+            f"{len(labels)} gt_classes and its image of {image_size} need {(len(labels), *image_size)}: "
+            "the mapper must transform both alike."
+        )
+    return labels.long(), masks.bool()
+
+
+def _valid_mask_of(picture: dict[str, Any], image_size: tuple[int, int]) -> Tensor:
+    valid = picture.get("valid_mask")
+    if valid is None:
+        return torch.ones(image_size, dtype=torch.bool)
+    if valid.shape != image_size:
+        raise ValueError(
+            f"valid_mask of a training picture ({_name_of(picture)}) has shape {tuple(valid.shape)}, but "
+            f"its image is {image_size}: the mapper must transform both alike."
+        )
+    return valid.bool()
+
+
+def _name_of(picture: dict[str, Any]) -> str:
+    return str(picture.get("file_name", "no file_name"))

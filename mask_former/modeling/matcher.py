@@ -1,7 +1,6 @@
-"""Which query answers for which segment: the assignment that costs least."""
+"""Matching of queries and segments: the one-to-one assignment of least cost."""
 
 from collections.abc import Sequence
-from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
@@ -71,24 +70,23 @@ class HungarianMatcher:
         Raises:
             ValueError: a label is no class, or a cost is not finite.
         """
-        costs = self.costs(predictions, targets)
-        on_host = _to_host(costs)
-        if not all(np.isfinite(cost).all() for layer in on_host for cost in layer):
-            raise ValueError(_complaint(predictions, targets, on_host))
-        pairs = [[np.stack(linear_sum_assignment(cost)) for cost in layer] for layer in on_host]
-        return _to_device(pairs, predictions[-1].mask_logits.device)
+        costs = [cost for layer in self.costs(predictions, targets) for cost in layer]
+        values = torch.cat([cost.flatten() for cost in costs]).cpu()
+        if not np.isfinite(values.numpy()).all():
+            raise ValueError(_explain_costs(predictions, targets, costs))
+        parts = values.split([cost.numel() for cost in costs])
+        on_host = [part.view(cost.shape).numpy() for part, cost in zip(parts, costs, strict=True)]
+        pairs = _to_device([np.stack(linear_sum_assignment(cost)) for cost in on_host], costs[0].device)
+        return [pairs[first : first + len(targets)] for first in range(0, len(pairs), len(targets))]
 
     @torch.no_grad()
     def costs(self, predictions: Sequence[Prediction], targets: Sequence[Target]) -> list[list[Tensor]]:
         """Return, for each layer and image, the cost (Q, M) of every pair, float32.
 
-        Where a label is outside 0..K-1 it is NaN, so that finding one needs no transfer of its own.
+        It is NaN where a label is outside 0..K-1, so that no transfer is needed to find such labels.
         """
         size = predictions[-1].mask_logits.shape[-2:]
-        samples = [
-            _at_points(target, self.num_points) if self.num_points else _on_mask_grid(target, size)
-            for target in targets
-        ]
+        samples = [_sample(target, size, self.num_points) for target in targets]
         return [
             [
                 self._image_costs(class_logits, mask_logits, target.labels, sample)
@@ -103,7 +101,7 @@ class HungarianMatcher:
         self, class_logits: Tensor, mask_logits: Tensor, labels: Tensor, sample: "_Sample"
     ) -> Tensor:
         num_classes = class_logits.shape[-1] - 1
-        # Indices are clamped because a bad one would end a CUDA process with no useful word.
+        # Clamped, because an index out of range ends a CUDA process without a useful message.
         probability = full_precision(class_logits).softmax(-1)[:, labels.clamp(0, num_classes - 1)]
         class_cost = (-probability).masked_fill((labels < 0) | (labels >= num_classes), torch.nan)
         points = sample.points
@@ -114,10 +112,10 @@ class HungarianMatcher:
 
 
 class _Sample(NamedTuple):
-    """Where the masks of an image are compared with its segments, and what those are there.
+    """Where the masks of an image are compared with its segments, and the segments there.
 
     masks: (M, P) uint8 or bool.
-    valid: (P,) bool, False where nothing counts; None: all count.
+    valid: (P,) bool, False for pixels that do not count; None: all count.
     points: (P, 2), see `points.py`; None: the cells of the mask grid, row by row.
     """
 
@@ -126,50 +124,32 @@ class _Sample(NamedTuple):
     points: Tensor | None
 
 
-def _at_points(target: Target, count: int) -> _Sample:
-    points = random_points(count, target.masks.device)
-    valid = None if target.valid is None else masks_at(target.valid[None], points)[0]
-    return _Sample(masks_at(target.masks.to(torch.bool), points), valid, points)
+def _sample(target: Target, size: torch.Size, num_points: int) -> _Sample:
+    """Sample at random points, or where `num_points` is 0 at all cells of the grid by the "nearest" rule."""
+    points = random_points(num_points, target.masks.device) if num_points else None
+
+    def values(masks: Tensor) -> Tensor:
+        if points is not None:
+            return masks_at(masks, points)
+        return F.interpolate(masks.view(torch.uint8)[:, None], size=size, mode="nearest").flatten(1)
+
+    valid = None if target.valid is None else values(target.valid[None])[0].to(torch.bool)
+    return _Sample(values(target.masks.to(torch.bool)), valid, points)
 
 
-def _on_mask_grid(target: Target, size: torch.Size) -> _Sample:
-    """By torch's "nearest" rule."""
-    masks = target.masks.to(torch.bool).view(torch.uint8)
-    resized = F.interpolate(masks[:, None], size=size, mode="nearest").flatten(1)
-    if target.valid is None:
-        return _Sample(resized, None, None)
-    valid = F.interpolate(target.valid.view(torch.uint8)[None, None], size=size, mode="nearest")
-    return _Sample(resized, valid.flatten().to(torch.bool), None)
-
-
-def _to_host(costs: list[list[Tensor]]) -> list[list[np.ndarray]]:
-    """The same costs as arrays, by one transfer."""
-    values = torch.cat([cost.flatten() for layer in costs for cost in layer]).cpu().numpy()
-    on_host: list[list[np.ndarray]] = []
-    first = 0
-    for layer in costs:
-        on_host.append([])
-        for cost in layer:
-            on_host[-1].append(values[first : first + cost.numel()].reshape(cost.shape))
-            first += cost.numel()
-    return on_host
-
-
-def _to_device(pairs: list[list[np.ndarray]], device: torch.device) -> Matching:
-    """Pairs (2, N) of indices as tensors, by one transfer that the host does not wait for."""
-    images = [pair for layer in pairs for pair in layer]
-    flat = torch.from_numpy(np.concatenate(images, axis=1).astype(np.int64, copy=False))
+def _to_device(pairs: list[np.ndarray], device: torch.device) -> list[tuple[Tensor, Tensor]]:
+    """Copy pairs (2, N) of indices by one transfer that the host does not wait for."""
+    flat = torch.from_numpy(np.concatenate(pairs, axis=1).astype(np.int64, copy=False))
     if device.type == "cuda":
         flat = flat.pin_memory()
-    pieces = flat.to(device, non_blocking=True).split([pair.shape[1] for pair in images], dim=1)
-    rest = iter(pieces)
-    return [[(pair[0], pair[1]) for pair in islice(rest, len(layer))] for layer in pairs]
+    parts = flat.to(device, non_blocking=True).split([pair.shape[1] for pair in pairs], dim=1)
+    return [(part[0], part[1]) for part in parts]
 
 
-def _complaint(
-    predictions: Sequence[Prediction], targets: Sequence[Target], costs: list[list[np.ndarray]]
+def _explain_costs(
+    predictions: Sequence[Prediction], targets: Sequence[Target], costs: Sequence[Tensor]
 ) -> str:
-    """What is wrong where a cost is not finite, and what to do."""
+    """Return the message for costs that are not finite, those of each image of each layer in turn."""
     num_classes = predictions[-1].class_logits.shape[-1] - 1
     for image, target in enumerate(targets):
         bad = sorted({label for label in target.labels.tolist() if not 0 <= label < num_classes})
@@ -179,18 +159,14 @@ def _complaint(
                 f"has classes 0..{num_classes - 1}. Set MODEL.SEM_SEG_HEAD.NUM_CLASSES to the number of "
                 "classes, or give such pixels the data set's ignore label."
             )
-    layer, image = next(
-        (layer, image)
-        for layer, images in enumerate(costs)
-        for image, cost in enumerate(images)
-        if not np.isfinite(cost).all()
-    )
+    first = next(number for number, cost in enumerate(costs) if not cost.isfinite().all())
+    layer, image = divmod(first, len(targets))
     class_logits = predictions[layer].class_logits[image]
-    blame_classes = not bool(class_logits.isfinite().all())
-    logits = class_logits if blame_classes else predictions[layer].mask_logits[image]
+    in_classes = not bool(class_logits.isfinite().all())
+    logits = class_logits if in_classes else predictions[layer].mask_logits[image]
     return (
         f"Matching costs of image {image} of the batch at decoder layer {layer} of {len(predictions)} are "
-        f"not finite, because of its {'class' if blame_classes else 'mask'} logits: "
+        f"not finite, because of its {'class' if in_classes else 'mask'} logits: "
         f"{int((~logits.isfinite()).sum())} of {logits.numel()} are NaN or infinite, "
         f"the largest of the others is {float(logits.nan_to_num(0, 0, 0).abs().max()):.3g} ({logits.dtype}). "
         "Usual remedies: lower SOLVER.BASE_LR or warm up longer, enable SOLVER.CLIP_GRADIENTS, set "

@@ -1,19 +1,23 @@
-"""The per-pixel baselines of the paper (arXiv 2107.06278, section 4.1), for Detectron2's SemanticSegmentor.
+"""The per-pixel baselines of the paper (arXiv 2107.06278, section 4.1): heads, and the model around them.
 
-In training they return `(None, losses)`, in evaluation `(scores, {})` with scores (B, K, H, W) before the
+In training heads return `(None, losses)`, in evaluation `(scores, {})` with scores (B, K, H, W) before the
 softmax, of the size of the padded input.
 """
 
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
-from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
+from detectron2.modeling import SEM_SEG_HEADS_REGISTRY, SemanticSegmentor
 from fvcore.nn.weight_init import c2_msra_fill
 from torch import Tensor, nn
 
-from mask_former.modeling.head import TwoDecoderHead, accept_old_names
+from mask_former.inference.resizing import Sizes
+from mask_former.inference.ruled_model import Logits, PixelLogits, RuledModel
+from mask_former.inference.rules import ResultRules
+from mask_former.modeling.head import TwoDecoderHead, rename_old_entries
 from mask_former.modeling.pixel_decoder import build_pixel_decoder, decode_pixels
 
 ScoresAndLosses = tuple[Tensor | None, dict[str, Tensor]]
@@ -45,7 +49,7 @@ class PerPixelBaselineHead(nn.Module):
         self.ignore_value = ignore_value
         self.loss_weight = loss_weight
         self.num_classes = num_classes
-        accept_old_names(self)
+        self._register_load_state_dict_pre_hook(rename_old_entries)
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
@@ -135,7 +139,7 @@ def per_pixel_losses(
     num_labelled = (targets != ignore_value).sum().clamp(min=1)
     losses = {}
     for name, layer_scores in zip(names, scores, strict=True):
-        resized = _resize(layer_scores.float(), targets.shape[-2:])
+        resized = F.interpolate(layer_scores.float(), targets.shape[-2:], mode="bilinear")
         total = F.cross_entropy(resized, targets, ignore_index=ignore_value, reduction="sum")
         losses[name] = total / num_labelled * loss_weight
     return losses
@@ -144,8 +148,61 @@ def per_pixel_losses(
 def _enlarge(scores: Tensor, features: dict[str, Tensor], input_shape: dict[str, ShapeSpec]) -> Tensor:
     """Resize scores to the padded input, whose size follows from the backbone's finest map and its stride."""
     name, shape = min(input_shape.items(), key=lambda item: item[1].stride)
-    return _resize(scores, [side * shape.stride for side in features[name].shape[-2:]])
+    size = [side * shape.stride for side in features[name].shape[-2:]]
+    return F.interpolate(scores, size, mode="bilinear")
 
 
-def _resize(scores: Tensor, size: Any) -> Tensor:
-    return F.interpolate(scores, size=size, mode="bilinear", align_corners=False)
+class PerPixelModel(SemanticSegmentor, RuledModel):
+    """Semantic segmentation by classification of each pixel; META_ARCHITECTURE SemanticSegmentor."""
+
+    @configurable
+    def __init__(self, **parts: Any) -> None:
+        """Take the arguments of Detectron2's SemanticSegmentor."""
+        super().__init__(**parts)
+        self.rules = ResultRules()
+        backbone: Any = self.backbone
+        self.size_divisibility: int = backbone.size_divisibility
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, thing_ids: Collection[int] | None = None) -> dict[str, Any]:
+        """Return the constructor's arguments; there are no things to a per-pixel model."""
+        if cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES < 2:
+            raise ValueError(
+                "MODEL.SEM_SEG_HEAD.NUM_CLASSES is 1, but a per-pixel model needs a second class to tell "
+                "the first from: add a class for all other pixels, or use MODEL.META_ARCHITECTURE MaskFormer."
+            )
+        return super().from_config(cfg)
+
+    def forward(
+        self, batched_inputs: list[dict[str, Any]], rules: ResultRules | None = None
+    ) -> dict[str, Tensor] | list[dict[str, Any]]:
+        """Return the losses of a batch (training) or `sem_seg` of each image (evaluation)."""
+        if self.training:
+            return super().forward(batched_inputs)
+        return self.results(batched_inputs, rules)
+
+    def step_shares(
+        self, parts: Sequence[list[dict[str, Any]]]
+    ) -> list[tuple[dict[str, Any], float | Tensor]]:
+        """See `RuledModel`: the loss is a mean over the labelled pixels."""
+        head: Any = self.sem_seg_head
+        counts = [sum(int((entry["sem_seg"] != head.ignore_value).sum()) for entry in part) for part in parts]
+        return [({}, count / max(sum(counts), 1)) for count in counts]
+
+    def predict(self, images: Tensor) -> Tensor:
+        """Return class logits (B, K, h, w); `images` are (B, 3, H, W), normalised and padded."""
+        parts: Any = self
+        return parts.sem_seg_head(parts.backbone(images), None)[0]
+
+    def split_logits(self, predictions: Tensor, sizes: Sequence[Sizes]) -> list[Logits]:
+        """Return the class logits of each image."""
+        return [PixelLogits(logits, size) for logits, size in zip(predictions, sizes, strict=True)]
+
+    def check_rules(self, rules: ResultRules) -> None:
+        """Raise ValueError unless only semantic results of all pixels are asked for."""
+        if rules.tasks != ("semantic",):
+            raise ValueError(
+                f"Tasks are {', '.join(rules.tasks)}, but a per-pixel model gives semantic results alone."
+            )
+        if rules.max_queries is not None:
+            raise ValueError("A per-pixel model has no queries: leave out top_k_queries.")

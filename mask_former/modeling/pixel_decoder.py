@@ -38,22 +38,18 @@ def build_pixel_decoder(cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> nn.M
     where code written for the reference release registers its pixel decoders.
     """
     name = cfg.MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME
-    for registry in (PIXEL_DECODER_REGISTRY, SEM_SEG_HEADS_REGISTRY):
-        if name in registry:
-            decoder = registry.get(name)
-            if callable(getattr(decoder, "forward_features", None)):
-                return decoder(cfg, input_shape)
-    choices = [key for key, _ in PIXEL_DECODER_REGISTRY]
-    choices += [
-        key for key, head in SEM_SEG_HEADS_REGISTRY if callable(getattr(head, "forward_features", None))
-    ]
-    found = (
-        "is no pixel decoder: it has no forward_features"
-        if name in SEM_SEG_HEADS_REGISTRY
-        else "is not registered"
-    )
+    decoders = {
+        key: entry
+        for registry in (SEM_SEG_HEADS_REGISTRY, PIXEL_DECODER_REGISTRY)
+        for key, entry in registry
+        if callable(getattr(entry, "forward_features", None))
+    }
+    if name in decoders:
+        return decoders[name](cfg, input_shape)
+    is_head = name in SEM_SEG_HEADS_REGISTRY
+    state = "is no pixel decoder: it has no forward_features" if is_head else "is not registered"
     raise ValueError(
-        f"MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME: {name!r} {found}. Choose one of {sorted(choices)}, "
+        f"MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME: {name!r} {state}. Choose one of {sorted(decoders)}, "
         "or register your own in PIXEL_DECODER_REGISTRY before the model is built."
     )
 
@@ -149,21 +145,15 @@ class TransformerEncoderPixelDecoder(BasePixelDecoder):
         *,
         input_shape: dict[str, ShapeSpec],
         conv_dim: int,
-        mask_dim: int,
-        norm: str,
         nheads: int,
         dropout: float,
         dim_feedforward: int,
         enc_layers: int,
         pre_norm: bool,
+        **others: Any,
     ) -> None:
-        super().__init__(
-            input_shape=input_shape,
-            conv_dim=conv_dim,
-            mask_dim=mask_dim,
-            norm=norm,
-            coarsest_channels=conv_dim,
-        )
+        """Take `mask_dim` and `norm` of the base too."""
+        super().__init__(input_shape=input_shape, conv_dim=conv_dim, coarsest_channels=conv_dim, **others)
         check_width(conv_dim, nheads, "MODEL.SEM_SEG_HEAD.CONVS_DIM")
         self.memory_channels = conv_dim
         in_channels = input_shape[self.in_features[-1]].channels

@@ -19,6 +19,7 @@ import torch
 from detectron2.layers import Conv2d, FrozenBatchNorm2d
 from detectron2.layers.batch_norm import NaiveSyncBatchNorm
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from mask_former.modeling.head import MaskFormerHead
 from mask_former.modeling.per_pixel import PerPixelBaselinePlusHead
@@ -69,14 +70,20 @@ def prepare_for_inference(
     fold_norms(prepared)
     prepared.to(memory_format=torch.channels_last)
     _convert(prepared, dtype)
-    _cache_position_biases(prepared)
+    for attention in _modules_of(prepared, WindowAttention):
+        attention.position_bias = functools.partial(_identity, attention.position_bias().contiguous())
     if compiled:
         for part in (prepared.backbone, prepared.sem_seg_head):
             part.compile(mode="reduce-overhead" if cuda_graphs else "default", dynamic=False)
         return prepared
-    _cache_shift_masks(prepared)
+    # torch.compile could not trace this cache, and needs none.
+    for stage in _modules_of(prepared, SwinStage):
+        stage.grid_masks = functools.lru_cache(CACHED_SIZES)(stage.grid_masks)
     if device.type == "cpu":
-        _run_linear_layers_as_convolutions(prepared)
+        # The library of convolutions has faster products on many CPUs.
+        for layer in _modules_of(prepared, nn.Linear):
+            if layer.weight.dtype == torch.float32:
+                layer.forward = functools.partial(_linear, layer)
     return prepared
 
 
@@ -128,17 +135,12 @@ def _has_fixed_statistics(norm: Any) -> bool:
 
 def _fold(conv: nn.Conv2d, norm: Any) -> None:
     """Set the weights of the convolution to those of convolution and norm together."""
-    scale = (norm.running_var.double() + norm.eps).rsqrt()
-    if norm.weight is not None:
-        scale = scale * norm.weight.double()
-    shift = -norm.running_mean.double() * scale
-    if norm.bias is not None:
-        shift = shift + norm.bias.double()
-    if conv.bias is not None:
-        shift = shift + conv.bias.double() * scale
-    weight = conv.weight.double() * scale.view(-1, 1, 1, 1)
-    conv.weight = nn.Parameter(weight.to(conv.weight.dtype), requires_grad=False)
-    conv.bias = nn.Parameter(shift.to(conv.weight.dtype), requires_grad=False)
+    dtype = conv.weight.dtype
+    values = (conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias)
+    doubles: Any = [value.double() if isinstance(value, Tensor) else value for value in values]
+    weight, bias = fuse_conv_bn_weights(*doubles)
+    conv.weight = nn.Parameter(weight.to(dtype), requires_grad=False)
+    conv.bias = nn.Parameter(bias.to(dtype), requires_grad=False)
 
 
 def _convert(model: Any, dtype: torch.dtype) -> None:
@@ -166,24 +168,6 @@ def _cast(value: Any, dtype: torch.dtype) -> Any:
     if isinstance(value, dict):
         return {name: _cast(item, dtype) for name, item in value.items()}
     return value
-
-
-def _cache_position_biases(model: nn.Module) -> None:
-    for attention in _modules_of(model, WindowAttention):
-        attention.position_bias = functools.partial(_identity, attention.position_bias().contiguous())
-
-
-def _cache_shift_masks(model: nn.Module) -> None:
-    """Cache the masks of Swin's stages by size; torch.compile could not trace the cache, and needs none."""
-    for stage in _modules_of(model, SwinStage):
-        stage.grid_masks = functools.lru_cache(CACHED_SIZES)(stage.grid_masks)
-
-
-def _run_linear_layers_as_convolutions(model: nn.Module) -> None:
-    """Run float32 linear layers as 1x1 convolutions, whose library has faster products on many CPUs."""
-    for layer in _modules_of(model, nn.Linear):
-        if layer.weight.dtype == torch.float32:
-            layer.forward = functools.partial(_linear, layer)
 
 
 def _modules_of(model: nn.Module, kind: type[nn.Module]) -> list[Any]:
@@ -237,12 +221,10 @@ def _predict(
     queries = decoder.mask_embed(states)
     kernels = torch.einsum("bqc,cdij->bqdij", queries, last.weight.float())
     masks = [
-        torch.conv2d(features[None], kernel, padding=last.padding)
-        for features, kernel in zip(last_map, _cast_kernels(kernels, last_map.dtype), strict=True)
+        torch.conv2d(
+            features[None], kernel.contiguous(memory_format=torch.channels_last), padding=last.padding
+        )
+        for features, kernel in zip(last_map, kernels.to(last_map.dtype), strict=True)
     ]
     offsets = 0 if last.bias is None else (queries @ last.bias.float())[:, :, None, None]
     return Prediction(class_logits, torch.cat(masks).float().contiguous() + offsets)
-
-
-def _cast_kernels(kernels: Tensor, dtype: torch.dtype) -> list[Tensor]:
-    return [kernel.to(dtype=dtype, memory_format=torch.channels_last) for kernel in kernels]

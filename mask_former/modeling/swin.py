@@ -227,7 +227,9 @@ class D2SwinTransformer(Backbone):
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, object]:
         """Return the constructor's arguments, which are the keys of MODEL.SWIN in lower case."""
         keys = set(cfg.MODEL.SWIN) - {"USE_CHECKPOINT"}  # see SOLVER.RECOMPUTE_ACTIVATIONS
-        return {"in_channels": input_shape.channels} | {key.lower(): cfg.MODEL.SWIN[key] for key in keys}
+        return {"in_channels": input_shape.channels} | {
+            key.lower(): getattr(cfg.MODEL.SWIN, key) for key in keys
+        }
 
     @property
     def size_divisibility(self) -> int:

@@ -152,11 +152,10 @@ class DecoderLayer(_Layer):
     def forward(self, states: Tensor, query_positions: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """Return the updated states (B, Q, C), given query positions (1, Q, C), keys and values (B, S, C)."""
 
-        def attend_to_memory(x: Tensor) -> Tensor:
-            return _attend(self.multihead_attn, x + query_positions, keys, values)
-
         states = self._add(states, self.norm1, lambda x: self._attend_to_self(x, query_positions))
-        states = self._add(states, self.norm2, attend_to_memory)
+        states = self._add(
+            states, self.norm2, lambda x: _attend(self.multihead_attn, x + query_positions, keys, values)
+        )
         return self._add(states, self.norm3, self._feed_forward)
 
 

@@ -20,22 +20,12 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from mask_former.data.shapes.drawing import (
-    VOID,
-    Canvas,
-    Scene,
-    Thing,
-    draw_scene,
-    new_canvas,
-    sample_thing,
-    shape_classes,
-    thing_count,
-)
 from mask_former.formats import box_of_mask, coco_box, encode_mask, id_to_rgb, rgb_to_id
+
+from .drawing import CLASSES, THING_COUNT, VOID, Canvas, Scene, Thing, draw_scene, new_canvas, sample_thing
 
 logger = logging.getLogger(__name__)
 
-MARKER = "shapes.json"
 VIDEO = "shapes_video.mp4"
 VOID_LABEL = 255
 VIDEO_SIZE = (192, 256)  # height, width
@@ -57,7 +47,7 @@ def write_set(folder: Path, spec: ShapesSpec) -> None:
     (folder / "annotations").mkdir(parents=True)
     for number, (split, count) in enumerate((("train", spec.train), ("val", spec.val))):
         _write_split(folder, split, count, spec.size, (spec.seed, number))
-    write_video(folder / VIDEO, spec.seed)
+    _write_video(folder / VIDEO, spec.seed)
 
 
 def _write_split(folder: Path, split: str, count: int, size: int, seed: tuple[int, int]) -> None:
@@ -70,67 +60,48 @@ def _write_split(folder: Path, split: str, count: int, size: int, seed: tuple[in
         # One generator per picture, so that the first pictures of a larger set are those of a smaller one.
         scene = draw_scene(np.random.default_rng([*seed, image_id]), size, size)
         stem = f"{image_id:06d}"
-        ids = segment_colors_as_ids(scene)
+        infos = _segments_info(scene)
+        ids = np.array([VOID, *(info["id"] for info in infos)], np.int32)
+        labels = np.array([VOID_LABEL, *scene.classes], np.uint8)
         _write_image(folder / "images" / split / f"{stem}.jpg", scene.image)
-        _write_image(folder / "sem_seg" / split / f"{stem}.png", semantic_map(scene))
+        _write_image(folder / "sem_seg" / split / f"{stem}.png", labels[scene.segments])
         _write_image(folder / "panoptic" / split / f"{stem}.png", id_to_rgb(ids[scene.segments]))
         images.append({"id": image_id, "file_name": f"{stem}.jpg", "height": size, "width": size})
-        infos = segments_info(scene, ids)
         panoptic.append({"image_id": image_id, "file_name": f"{stem}.png", "segments_info": infos})
-        instances += _instance_annotations(scene, infos, image_id, first_id=len(instances) + 1)
-    things = [entry for entry in _categories() if entry["isthing"]]
-    _write_json(folder / f"annotations/panoptic_{split}.json", images, panoptic, _categories())
-    _write_json(folder / f"annotations/instances_{split}.json", images, instances, things)
+        for number, (class_index, info) in enumerate(zip(scene.classes, infos, strict=True), start=1):
+            if class_index < THING_COUNT:
+                outline = mask_to_segmentation(scene.segments == number, info["bbox"])
+                own = {"id": len(instances) + 1, "image_id": image_id, "segmentation": outline}
+                instances.append(own | {key: info[key] for key in ("category_id", "area", "bbox", "iscrowd")})
+    classes = [{**entry, "supercategory": "thing" if entry["isthing"] else "stuff"} for entry in CLASSES]
+    info = {"description": "Synthetic shapes with exact labels", "version": "1"}
+    labels_of = {"panoptic": (panoptic, classes), "instances": (instances, classes[:THING_COUNT])}
+    for kind, (annotations, categories) in labels_of.items():
+        content = {"info": info, "licenses": [], "images": images, "annotations": annotations}
+        text = json.dumps(content | {"categories": categories}, separators=(",", ":"))
+        (folder / f"annotations/{kind}_{split}.json").write_text(text)
 
 
-def semantic_map(scene: Scene) -> NDArray[np.uint8]:
-    """Return the contiguous class of each pixel (H, W), 255 where it is void."""
-    return np.array([VOID_LABEL, *scene.classes], np.uint8)[scene.segments]
-
-
-def segment_colors_as_ids(scene: Scene) -> NDArray[np.int32]:
-    """Return the ids of void (0) and of each segment, chosen as visible colours.
+def _segments_info(scene: Scene) -> list[dict[str, Any]]:
+    """Return one COCO panoptic entry a segment; the ids are visible colours.
 
     The first segment of a class has the colour of the class, further ones a changed one.
     """
-    ids = [VOID]
-    for class_index in scene.classes:
-        color = np.array(shape_classes()[class_index]["color"], np.uint8)
-        while rgb_to_id(color) in ids:
-            color += np.array([53, 200, 97], np.uint8)
-        ids.append(int(rgb_to_id(color)))
-    return np.array(ids, np.int32)
-
-
-def segments_info(scene: Scene, ids: NDArray[np.int32]) -> list[dict[str, Any]]:
-    """Return one COCO panoptic entry a segment: id, category_id, area, bbox (x, y, w, h), iscrowd."""
-    areas = np.bincount(scene.segments.ravel(), minlength=len(ids))
-    infos = []
+    infos: dict[int, dict[str, Any]] = {}
     for number, class_index in enumerate(scene.classes, start=1):
-        mask = scene.segments == number
-        infos.append(
-            {
-                "id": int(ids[number]),
-                "category_id": shape_classes()[class_index]["id"],
-                "area": int(areas[number]),
-                "bbox": coco_box(box_of_mask(mask)),
-                "iscrowd": 0,
-            }
-        )
-    return infos
-
-
-def _instance_annotations(
-    scene: Scene, infos: list[dict[str, Any]], image_id: int, first_id: int
-) -> list[dict[str, Any]]:
-    annotations: list[dict[str, Any]] = []
-    for number, (class_index, info) in enumerate(zip(scene.classes, infos, strict=True), start=1):
-        if class_index < thing_count():
-            shared = {key: info[key] for key in ("category_id", "area", "bbox", "iscrowd")}
-            outline = mask_to_segmentation(scene.segments == number, info["bbox"])
-            own = {"id": first_id + len(annotations), "image_id": image_id, "segmentation": outline}
-            annotations.append(own | shared)
-    return annotations
+        category, mask = CLASSES[class_index], scene.segments == number
+        color = np.array(category["color"], np.uint8)
+        while int(rgb_to_id(color)) in infos:
+            color += np.array([53, 200, 97], np.uint8)
+        segment_id = int(rgb_to_id(color))
+        infos[segment_id] = {
+            "id": segment_id,
+            "category_id": category["id"],
+            "area": int(mask.sum()),
+            "bbox": coco_box(box_of_mask(mask)),
+            "iscrowd": 0,
+        }
+    return list(infos.values())
 
 
 def mask_to_segmentation(mask: NDArray[np.bool_], bbox: list[int]) -> list[list[float]] | dict[str, Any]:
@@ -143,18 +114,17 @@ def mask_to_segmentation(mask: NDArray[np.bool_], bbox: list[int]) -> list[list[
     window = mask[top : top + height, left : left + width].astype(np.uint8)
     doubled = window.repeat(2, axis=0).repeat(2, axis=1)
     outlines, hierarchy = cv2.findContours(doubled, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
-    has_hole = bool((hierarchy[0, :, 3] >= 0).any())
-    if has_hole:
+    if (hierarchy[0, :, 3] >= 0).any():  # a contour with a parent is a hole
         return encode_mask(mask)
     return [((outline[:, 0] + 0.5) / 2 + (left, top)).ravel().tolist() for outline in outlines]
 
 
-def write_video(path: Path, seed: int) -> None:
+def _write_video(path: Path, seed: int) -> None:
     """Write three seconds of moving shapes for the demo, or nothing and a warning without a codec."""
     height, width = VIDEO_SIZE
     rng = np.random.default_rng([seed, 2])
     ground = new_canvas(rng, height, width, parts=3)
-    things = [sample_thing(rng, height, width, class_index=k) for k in range(thing_count())]
+    things = [sample_thing(rng, height, width, class_index=k) for k in range(THING_COUNT)]
     speeds = rng.uniform(1.0, 2.5, (len(things), 2)) * rng.choice([-1, 1], (len(things), 2))
     spins = rng.uniform(-0.05, 0.05, len(things))
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), VIDEO_RATE, (width, height))
@@ -164,15 +134,15 @@ def write_video(path: Path, seed: int) -> None:
             canvas.add(_moved(thing, frame * speed, frame * spin, height, width), always=True)
         writer.write(np.ascontiguousarray(canvas.finish(rng).image[..., ::-1]))
     writer.release()
-    frames = _count_frames(path)
-    if frames != VIDEO_FRAMES:  # OpenCV does not report a missing codec
+    capture = cv2.VideoCapture(str(path))
+    is_readable = capture.read()[0]
+    capture.release()
+    if not is_readable:  # OpenCV does not report a missing codec
         path.unlink(missing_ok=True)
         logger.warning(
-            "No %s: of %d frames %d could be read back, so this OpenCV seems to have no mp4v codec. "
-            "Install opencv-python or opencv-python-headless from PyPI if you need the video.",
+            "No %s: it could not be read back, so this OpenCV seems to have no mp4v codec. Install "
+            "opencv-python or opencv-python-headless from PyPI if you need the video.",
             path.name,
-            VIDEO_FRAMES,
-            frames,
         )
 
 
@@ -183,38 +153,8 @@ def _moved(thing: Thing, shift: NDArray[np.float64], turn: float, height: int, w
     return thing._replace(x=float(x), y=float(y), angle=thing.angle + turn, has_void_outline=False)
 
 
-def _count_frames(path: Path) -> int:
-    capture = cv2.VideoCapture(str(path))
-    frames = 0
-    while capture.read()[0]:
-        frames += 1
-    capture.release()
-    return frames
-
-
-def _categories() -> list[dict[str, Any]]:
-    return [{**entry, "supercategory": "thing" if entry["isthing"] else "stuff"} for entry in shape_classes()]
-
-
 def _write_image(path: Path, pixels: NDArray[np.uint8]) -> None:
     quality = [cv2.IMWRITE_JPEG_QUALITY, 95] if path.suffix == ".jpg" else []
     bgr = np.ascontiguousarray(pixels[..., ::-1]) if pixels.ndim == 3 else pixels
     if not cv2.imwrite(str(path), bgr, quality):
         raise OSError(f"{path} could not be written; is there space left and is the folder writable?")
-
-
-def _write_json(
-    path: Path,
-    images: list[dict[str, Any]],
-    annotations: list[dict[str, Any]],
-    categories: list[dict[str, Any]],
-) -> None:
-    info = {"description": "Synthetic shapes with exact labels", "version": "1"}
-    content = {
-        "info": info,
-        "licenses": [],
-        "images": images,
-        "annotations": annotations,
-        "categories": categories,
-    }
-    path.write_text(json.dumps(content, separators=(",", ":")))
