@@ -78,17 +78,18 @@ class Runner:
     def _fields(
         self, values: dict[str, np.ndarray], image: tuple[int, int], output: tuple[int, int]
     ) -> dict[str, Any]:
-        rules, sizes = self.rules, self.metadata["sizes"]
+        rules, divisor = self.rules, self.metadata["sizes"]["divisor"]
         if "labels" in values:
             picture = Image.fromarray(values["labels"].astype(np.int32))
             return {"semantic": self._kept(np.asarray(picture.resize(output[::-1], Image.NEAREST)))}
+        height, width = (-(-side // divisor) * divisor for side in image)
+        sizes = ((height, width), image, output)
         if "pixel_logits" in values:
             logits = values["pixel_logits"]
-            grid = (logits.shape[1] * sizes["stride"], logits.shape[2] * sizes["stride"])
-            labels, _ = masks.highest_sums(np.eye(len(logits)), logits, (grid, image, output), np.array)
-            return {"semantic": self._kept(labels)}
-        height, width = (-(-side // sizes["divisor"]) * sizes["divisor"] for side in image)
-        queries = values["class_logits"], values["mask_logits"], ((height, width), image, output)
+            return {
+                "semantic": self._kept(masks.highest_sums(np.eye(len(logits)), logits, sizes, np.array)[0])
+            }
+        queries = values["class_logits"], values["mask_logits"], sizes
         fields: dict[str, Any] = {}
         if "semantic" in rules["tasks"]:
             fields["semantic"] = self._kept(masks.semantic_labels(*queries, rules["resize_logits"]))

@@ -56,7 +56,7 @@ ALLOWED = {
     },
     "export": {
         *("export", "config", "evaluation", "formats", "inference", "prediction"),
-        *("modeling.build", "modeling.per_pixel_model", "modeling.pixel_decoder"),
+        *("modeling.build", "modeling.per_pixel", "modeling.pixel_decoder"),
         *("modeling.preparation", "modeling.structures", "modeling.transformer_decoder"),
     },
     "benchmark": {

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from mask_former.export.metadata import KEY, OPSET, as_text, describe_export
 from mask_former.formats import replacing
 from mask_former.inference.ruled_model import RuledModel
-from mask_former.modeling.per_pixel_model import PerPixelModel
+from mask_former.modeling.per_pixel import PerPixelModel
 from mask_former.modeling.pixel_decoder import BasePixelDecoder
 from mask_former.modeling.preparation import fold_norms
 from mask_former.modeling.structures import Prediction

@@ -5,7 +5,7 @@ import json
 from typing import Any
 
 from mask_former.inference.rules import TASKS
-from mask_former.modeling.per_pixel_model import PerPixelModel
+from mask_former.modeling.per_pixel import PerPixelModel
 from mask_former.prediction.predictor import Predictor
 
 # Name of the JSON text in ONNX metadata, in OpenVINO's rt_info and among the files of a .pt2 program.
@@ -13,8 +13,6 @@ KEY = "mask_former"
 # Raised where readers of earlier versions would misunderstand.
 FORMAT = 1
 OPSET = 18
-# Pixels of the input for each cell of the grid that per-pixel models score.
-PIXEL_STRIDE = 4
 
 
 def describe_export(
@@ -53,14 +51,23 @@ def describe_export(
         "sizes": {
             "shortest_edge": model_input.MIN_SIZE_TEST,
             "longest_edge": model_input.MAX_SIZE_TEST,
-            "divisor": max(1, predictor.model.size_divisibility),
-            "stride": PIXEL_STRIDE,
+            "divisor": _divisor(predictor.model),
             "fixed": None if size is None else list(size),
         },
         "license": predictor.metadata.get("license"),
         "versions": {name: importlib.metadata.version(name) for name in ("mask-former", "torch", "onnx")}
         | {"opset": OPSET},
     }
+
+
+def _divisor(model: Any) -> int:
+    """Return the number of pixels of which the area that the grid of logits covers has a multiple."""
+    divisor = max(1, model.size_divisibility)
+    if isinstance(model, PerPixelModel):
+        # They enlarge to whole cells of the finest map.
+        head: Any = model.sem_seg_head
+        return max(divisor, min(shape.stride for shape in head.input_shape.values()))
+    return divisor
 
 
 def as_text(metadata: dict[str, Any]) -> str:
