@@ -71,7 +71,7 @@ class Runner:
             height, width = (size * scale + 0.5).astype(int).tolist()
             if min(height, width) < 4:
                 raise ValueError(f"A picture of {pixels.shape[:2]} pixels gets too narrow: cut it.")
-            picture = picture.resize((width, height), Image.BILINEAR)
+            picture = picture.resize((width, height), Image.Resampling.BILINEAR)
         image = np.atleast_3d(np.asarray(picture)).transpose(2, 0, 1)
         return np.ascontiguousarray(image[::-1] if self.metadata["channels"] == "BGR" else image)
 
@@ -81,14 +81,13 @@ class Runner:
         rules, divisor = self.rules, self.metadata["sizes"]["divisor"]
         if "labels" in values:
             picture = Image.fromarray(values["labels"].astype(np.int32))
-            return {"semantic": self._kept(np.asarray(picture.resize(output[::-1], Image.NEAREST)))}
+            labels = np.asarray(picture.resize(output[::-1], Image.Resampling.NEAREST))
+            return {"semantic": self._kept(labels)}
         height, width = (-(-side // divisor) * divisor for side in image)
         sizes = ((height, width), image, output)
-        if "pixel_logits" in values:
-            logits = values["pixel_logits"]
-            return {
-                "semantic": self._kept(masks.highest_sums(np.eye(len(logits)), logits, sizes, np.array)[0])
-            }
+        if (logits := values.get("pixel_logits")) is not None:
+            labels = masks.highest_sums(np.eye(len(logits)), logits, sizes, np.array)[0]
+            return {"semantic": self._kept(labels)}
         queries = values["class_logits"], values["mask_logits"], sizes
         fields: dict[str, Any] = {}
         if "semantic" in rules["tasks"]:
