@@ -10,7 +10,7 @@
 VENV ?= .venv
 PYTHON ?= python3
 CONSTRAINTS ?= constraints.txt
-EXTRAS ?= test,bridge,lint
+EXTRAS ?= test,bridge,export,lint
 
 python := $(VENV)/bin/python
 pip := $(python) -m pip --disable-pip-version-check --quiet

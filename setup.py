@@ -39,6 +39,11 @@ setup(
         "test": ["pytest", "pytest-timeout", "pytest-xdist", "h5py", "av", "cityscapesscripts"],
         "cityscapes": ["cityscapesscripts"],
         "bridge": ["transformers", "timm"],
+        "export": [
+            *("onnx", "onnxscript", "onnxruntime", "openvino", "starlette", "uvicorn"),
+            # It refuses the numpy that later Pythons get.
+            "nncf; python_version < '3.12'",
+        ],
         "video": ["av"],
         "lint": ["ruff", "mypy"],
     },

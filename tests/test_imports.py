@@ -55,6 +55,11 @@ ALLOWED = {
         *("engine", "config", "checkpoint", "data", "evaluation", "inference", "prediction"),
         *("solver", "modeling.build", "formats"),
     },
+    "export": {
+        *("export", "config", "evaluation", "formats", "inference", "prediction"),
+        *("modeling.build", "modeling.per_pixel", "modeling.pixel_decoder"),
+        *("modeling.preparation", "modeling.structures", "modeling.transformer_decoder"),
+    },
     "benchmark": {
         *("benchmark", "config", "model_zoo", "conversion", "inference"),
         *("modeling", "data", "evaluation", "formats", "solver", "engine.hooks"),

@@ -78,7 +78,8 @@ class PixelLogits(NamedTuple):
     def _resized(self) -> Tensor:
         """Return the class logits (K, H, W) at the output size."""
         logits, (padded, image, output) = self.class_logits[None], self.sizes
-        if logits.shape[-2:] != padded:
+        # Per-pixel heads enlarge to whole cells; what exceeds the image is cropped below.
+        if logits.shape[-2] < padded[0] or logits.shape[-1] < padded[1]:
             logits = F.interpolate(logits, size=padded, mode="bilinear", align_corners=False)
         logits = logits[..., : image[0], : image[1]]
         return F.interpolate(logits, size=output, mode="bilinear", align_corners=False)[0]

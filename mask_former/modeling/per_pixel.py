@@ -66,10 +66,14 @@ class PerPixelBaselineHead(nn.Module):
 
     def forward(self, features: dict[str, Tensor], targets: Tensor | None = None) -> ScoresAndLosses:
         """Return losses in training, else scores; `targets` are labels (B, H, W) int64, read in training."""
-        scores = self.predictor(decode_pixels(self.pixel_decoder, features).mask_features)
+        scores = self.grid_scores(features)
         if self.training:
             return None, per_pixel_losses([scores], targets, self.ignore_value, self.loss_weight)
         return _enlarge(scores, features, self.input_shape), {}
+
+    def grid_scores(self, features: dict[str, Tensor]) -> Tensor:
+        """Return scores (B, K, h, w) of the size of the finest map."""
+        return self.predictor(decode_pixels(self.pixel_decoder, features).mask_features)
 
 
 @SEM_SEG_HEADS_REGISTRY.register()
@@ -106,6 +110,10 @@ class PerPixelBaselinePlusHead(TwoDecoderHead):
         if self.training:
             return None, per_pixel_losses(scores, targets, self.ignore_value, self.loss_weight)
         return _enlarge(scores[-1], features, self.input_shape), {}
+
+    def grid_scores(self, features: dict[str, Tensor]) -> Tensor:
+        """Return scores (B, K, h, w) of the size of the finest map."""
+        return self.decode(features)[-1].mask_logits
 
 
 def per_pixel_losses(

@@ -69,7 +69,8 @@ class SwinBlock(nn.Module):
     def _attend(self, features: Tensor, shift_mask: Tensor) -> Tensor:
         B, H, W, C = features.shape
         side = self.window_size
-        rows, columns = -(-H // side), -(-W // side)
+        # Not -(-H // side): exporters translate the quotient of a negative size wrongly.
+        rows, columns = (H + side - 1) // side, (W + side - 1) // side
         padded = F.pad(features, (0, 0, 0, columns * side - W, 0, rows * side - H))
         if self.shift:
             padded = padded.roll((-self.shift, -self.shift), dims=(1, 2))
@@ -127,7 +128,8 @@ class SwinStage(nn.Module):
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Return the map of this stage, (B, H, W, C), and the input of the next stage, half as large."""
         _, H, W, _ = features.shape
-        masks = self.grid_masks(-(-H // self.window_size), -(-W // self.window_size))
+        side = self.window_size
+        masks = self.grid_masks((H + side - 1) // side, (W + side - 1) // side)
         for block in self.blocks:
             features = block(features, masks)
         return features, features if self.downsample is None else self.downsample(features)

@@ -1,0 +1,1 @@
+"""Models as ONNX, OpenVINO and torch.export files, verified and quantised."""
