@@ -1,0 +1,1 @@
+"""A user's own data: what lies in a folder, found, checked and registered."""
