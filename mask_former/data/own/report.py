@@ -45,8 +45,8 @@ class Statistics:
     Attributes:
         pictures: split -> number of readable pictures.
         sizes: (width, height) -> number of pictures, the most frequent first.
-        pictures_by_class, pixels_by_class, segments_by_class: split -> counts by class id. Of semantic labels,
-            a segment is all that a picture has of a class. Crowds are not counted.
+        pictures_by_class, pixels_by_class, segments_by_class: split -> counts by class id, without crowds.
+            Of semantic labels, a segment is all that a picture has of a class.
         void_pixels: split -> number of pixels without a class.
         most_segments, most_segments_in: in one picture, and the file name of that picture ("" if none).
     """
