@@ -127,8 +127,9 @@ def _taken(split: str, number: int, records: Sequence[dict[str, Any]]) -> Checke
     try:
         return Checked(split, number, records[number], {})
     except (OSError, ValueError) as error:
-        where, remedy = f"picture {number} of {split}", "Correct the file."
-        fault = Fault("label files that cannot be read", where, str(error).rstrip("."), remedy)
+        picture = records.pairs[number][0] if isinstance(records, Records) else None
+        where, found = picture or f"picture {number} of {split}", str(error).rstrip(".")
+        fault = Fault("label files that cannot be read", where, found, "Correct the file.", picture=picture)
         return Checked(split, number, None, {"faults": [fault.to_dict()]})
 
 

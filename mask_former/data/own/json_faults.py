@@ -175,9 +175,7 @@ class _Reading:
         annotated = {annotation.get("image_id") for annotation in self.annotations}
         bare = [str(name) for image_id, name in self.pictures.items() if image_id not in annotated]
         remedy = "They are left out."
-        yield from self._one(
-            "pictures without a label", bare, "no annotation", remedy, mended=True
-        )
+        yield from self._one("pictures without a label", bare, "no annotation", remedy, mended=True)
         segments = [(s, a) for a in self.annotations for s in a.get("segments_info", ())]
         entries, owners = [s for s, _ in segments], [a for _, a in segments]
         for key in ("id", "category_id"):

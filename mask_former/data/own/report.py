@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from .dataset import OwnDataset
+from .dataset import OwnDataset, summary
 
 SHOWN_OF_A_KIND = 3
 
@@ -86,14 +86,12 @@ class Report:
 
     def text(self) -> str:
         """Return the report for the screen."""
-        statistics, classes = self.statistics, self.dataset.classes
-        counts = ", ".join(f"{count} {split}" for split, count in statistics.pictures.items())
+        statistics = self.statistics
         sizes = [f"{width}x{height}" for width, height in statistics.sizes]
         kinds = f"{len(sizes)} sizes, mostly {sizes[0]}" if len(sizes) > 1 else "".join(sizes)
         lines = [
-            f"{self.dataset.folder}: {self.dataset.layout}, {self.dataset.task}, {len(classes)} classes "
-            f"(from {self.dataset.classes_from})",
-            f"{counts} pictures; {kinds}; at most {statistics.most_segments} segments in a picture",
+            f"{self.dataset.folder}: {summary(self.dataset)}",
+            f"{kinds}; at most {statistics.most_segments} segments in a picture",
         ]
         if self.left_out:
             lines.append(f"{len(self.left_out)} pictures with faults are left out")

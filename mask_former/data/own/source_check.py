@@ -14,6 +14,7 @@ from .report import Fault
 
 # Layouts with a label file a picture; a folder that no layout fits is searched for all kinds of files.
 FILE_LAYOUTS = ("yolo", "labelme")
+CLASS_TABLES = ("data.yaml", "data.yml", "dataset.yaml")
 
 
 def source_files(folder: Path, dataset: OwnDataset | None) -> list[Path]:
@@ -32,7 +33,7 @@ def source_files(folder: Path, dataset: OwnDataset | None) -> list[Path]:
 def _is_source(place: Path, name: str) -> bool:
     suffix = os.path.splitext(name)[1].lower()
     is_yolo_label = suffix == ".txt" and "labels" in place.parts
-    return suffix == ".json" or is_yolo_label or name in ("data.yaml", "data.yml")
+    return suffix == ".json" or is_yolo_label or name in CLASS_TABLES
 
 
 def source_faults(path: Path, classes: Sequence[str]) -> list[Fault]:
