@@ -14,7 +14,7 @@ from detectron2.data.catalog import Metadata
 
 from mask_former.formats import LABEL_SUFFIXES, PICTURE_SUFFIXES, distinct_colors, load_classes, read_json
 
-from .coco import Entry, instance_metadata, load_instances, load_panoptic, panoptic_metadata
+from .coco import Entry, categories_of, instance_metadata, load_instances, load_panoptic, panoptic_metadata
 from .own.classes import check_names, first_repeated
 from .own.dataset import register_split, semantic_metadata
 from .own.files import files_by_stem
@@ -86,7 +86,7 @@ def register_coco_panoptic(
         "json_file": None,
         "evaluator_type": "coco_panoptic_seg",
         "ignore_label": ignore_label,
-        **panoptic_metadata(_categories(name, paths["panoptic_json"], ("id", "name", "isthing"))),
+        **panoptic_metadata(_categories(paths["panoptic_json"], ("id", "name", "isthing"))),
     }
     return _register(name, metadata, load_panoptic)
 
@@ -94,7 +94,7 @@ def register_coco_panoptic(
 def register_coco_instance(name: str, image_dir: PathLike, json_file: PathLike) -> Metadata:
     """Register instance labels in COCO's format, polygons or RLE; see `register_coco_panoptic`."""
     paths = _existing(name, image_root=image_dir, json_file=json_file)
-    classes = instance_metadata(_categories(name, paths["json_file"], ("id", "name")))
+    classes = instance_metadata(_categories(paths["json_file"], ("id", "name")))
     return _register(name, {**paths, "evaluator_type": "coco", **classes}, load_instances)
 
 
@@ -112,22 +112,15 @@ def _existing(name: str, **paths: PathLike | None) -> dict[str, str]:
     return {key: str(path) for key, path in expanded.items()}
 
 
-def _categories(name: str, path: str, keys: Sequence[str]) -> list[dict[str, Any]]:
+def _categories(path: str, keys: Sequence[str]) -> list[Entry]:
     """Return the categories of a COCO file, sorted by id."""
     content = read_json(path, keys=("images", "annotations", "categories"))
-    for part in ("images", "categories"):
-        repeated = first_repeated(entry["id"] for entry in content[part])
-        if repeated is not None:
-            raise ValueError(f"{path}: {part} has id {repeated!r} more than once; ids must be unique.")
-    for category in content["categories"]:
-        missing = [key for key in keys if key not in category]
-        if missing:
-            raise ValueError(f"{path}: category {category} lacks {', '.join(map(repr, missing))}; add it.")
-    categories = sorted(content["categories"], key=lambda category: category["id"])
-    check_names([category["name"] for category in categories], f"Data set {name}")
+    repeated = first_repeated(entry["id"] for entry in content["images"])
+    if repeated is not None:
+        raise ValueError(f"{path}: images has id {repeated!r} more than once; ids must be unique.")
     if not content["annotations"]:
-        raise ValueError(f"{path}: the list 'annotations' is empty, so data set {name} has no label.")
-    return categories
+        raise ValueError(f"{path}: the list 'annotations' is empty, so the data set has no label.")
+    return categories_of(content, path, keys)
 
 
 def _load_pairs(name: str, metadata: Mapping[str, Any]) -> list[Entry]:

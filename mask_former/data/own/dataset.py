@@ -18,6 +18,11 @@ LAYOUTS = {
     "class-masks": "binary masks, a folder a class",
     "color-labels": "semantic labels in colours",
     "voc": "semantic label maps as Pascal VOC has them",
+    "cityscapes": "semantic label maps as Cityscapes has them",
+    "coco-instance": "COCO instances",
+    "coco-panoptic": "COCO panoptic labels",
+    "yolo": "YOLO segmentation",
+    "labelme": "labelme polygons",
 }
 _registered: set[str] = set()  # what `register` registered
 

@@ -15,14 +15,19 @@ SPLITS = {
     **dict.fromkeys(("test", "testing"), "test"),
 }
 # In lower case, as folders are compared.
-PICTURE_FOLDERS = ("images", "image", "imgs", "img", "pictures", "photos", "jpegimages")
 VOC_LABELS = "segmentationclass"
+CITYSCAPES_PICTURES, CITYSCAPES_LABELS = "leftimg8bit", "gtfine"
+PICTURE_FOLDERS = ("images", "image", "imgs", "img", "pictures", "photos", "jpegimages", CITYSCAPES_PICTURES)
 LABEL_FOLDERS = (
     *("labels", "label", "masks", "mask", "annotations", "annotation", "gt", "ground_truth"),
-    *("targets", VOC_LABELS),
+    *("targets", VOC_LABELS, CITYSCAPES_LABELS),
 )
 LIST_FOLDERS = (".", "splits", "lists", "ImageSets/Segmentation")
-LABEL_ENDINGS = ("_mask", "_label", "_labels", "_gt", "_seg", "_L")  # after a picture's name
+# After a picture's name, which is a_b_c for the picture a_b_c_leftImg8bit of Cityscapes.
+LABEL_ENDINGS = (
+    *("_mask", "_label", "_labels", "_gt", "_seg", "_L"),
+    *("_gtFine_labelTrainIds", "_gtFine_labelIds"),
+)
 VALIDATION_SHARE = 0.2
 
 
@@ -163,7 +168,8 @@ def _labels_of(
 ) -> tuple[dict[str, dict[str, str]], list[str]]:
     """Return the labels of pictures by stem and by folder of a class, and those of no picture."""
     endings = ("", *LABEL_ENDINGS)
-    plain = max(({s: labels[s + e] for s in pictures if s + e in labels} for e in endings), key=len)
+    names = {stem: stem.removesuffix("_leftImg8bit") for stem in pictures}
+    plain = max(({s: labels[n + e] for s, n in names.items() if n + e in labels} for e in endings), key=len)
     by_class: dict[str, dict[str, str]] = {}
     for stem, file in labels.items():
         name, _, rest = stem.partition("/")

@@ -6,16 +6,25 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from detectron2.data.datasets.builtin_meta import CITYSCAPES_CATEGORIES
 
 from mask_former.formats import LABEL_MODES, PICTURE_SUFFIXES, load_classes, picture_mode, read_label_map
 
 from .classes import VOID_NAMES, Classes, colors_of, find_classes
 from .dataset import Offer, OwnDataset
-from .files import LABEL_FOLDERS, PICTURE_FOLDERS, VOC_LABELS, Pairs, pair_files, picture_folders
+from .files import (
+    CITYSCAPES_LABELS,
+    LABEL_FOLDERS,
+    PICTURE_FOLDERS,
+    VOC_LABELS,
+    Pairs,
+    pair_files,
+    picture_folders,
+)
 
 SAMPLE = 50  # labels that are opened to tell what kind they are
 BACKGROUND = "background"
-LAYOUTS = ("label-maps", "voc", "binary-masks", "class-masks", "color-labels")
+LAYOUTS = ("label-maps", "voc", "cityscapes", "binary-masks", "class-masks", "color-labels")
 Record = dict[str, Any]
 
 
@@ -33,7 +42,7 @@ class Found(NamedTuple):
     class_folders: tuple[str, ...]
     values: frozenset[int]
     colored: bool
-    is_voc: bool
+    layout: str  # "voc", "cityscapes" or "label-maps", by the names of the folders
 
 
 def offers(folder: Path, seed: int) -> dict[str, Offer]:
@@ -49,12 +58,13 @@ def offers(folder: Path, seed: int) -> dict[str, Offer]:
     if not any(files for split in pairs.splits.values() for _, files in split):
         places = " and ".join(path.relative_to(folder).as_posix() for path in next(iter(folders.values())))
         return {layout: Offer(f"a label with the name of a picture in {places}") for layout in LAYOUTS}
-    is_voc = any(labels.name.lower() == VOC_LABELS for _, labels in folders.values())
-    found = _look(folder, pairs, is_voc)
+    names = {part.lower() for _, labels in folders.values() for part in (labels.name, labels.parent.name)}
+    is_named = {"voc": VOC_LABELS in names, "cityscapes": CITYSCAPES_LABELS in names}
+    found = _look(folder, pairs, next((layout for layout, yes in is_named.items() if yes), "label-maps"))
     return {layout: offer(found) for layout, offer in _OFFERS.items()}
 
 
-def _look(folder: Path, pairs: Pairs, is_voc: bool) -> Found:
+def _look(folder: Path, pairs: Pairs, layout: str) -> Found:
     classes = find_classes(folder)
     labels = [files for split in pairs.splits.values() for _, files in split if files]
     values: set[int] = set()
@@ -66,12 +76,13 @@ def _look(folder: Path, pairs: Pairs, is_voc: bool) -> Found:
             continue
         read, colored, values = read + 1, colored + is_color, values | present
     class_folders = tuple(sorted({name for files in labels for name in files} - {""}))
-    if classes is None and is_voc and not colored and not {v for v in values if v > 20} - {255}:
-        table = load_classes("pascal_voc_21")
-        classes = Classes(
-            [entry["name"] for entry in table], [entry["color"] for entry in table], "Pascal VOC's own"
-        )
-    return Found(folder, pairs, classes, class_folders, frozenset(values), 2 * colored > read, is_voc)
+    if classes is None and layout == "voc" and not colored and not {v for v in values if v > 20} - {255}:
+        classes = _table(load_classes("pascal_voc_21"), "Pascal VOC")
+    return Found(folder, pairs, classes, class_folders, frozenset(values), 2 * colored > read, layout)
+
+
+def _table(entries: Sequence[Record], source: str) -> Classes:
+    return Classes([entry["name"] for entry in entries], [tuple(e["color"]) for e in entries], source)
 
 
 def _look_at(file: str, classes: Classes | None) -> tuple[bool, set[int]]:
@@ -87,20 +98,42 @@ def _look_at(file: str, classes: Classes | None) -> tuple[bool, set[int]]:
     return False, values
 
 
-def _offer_maps(found: Found, voc: bool) -> Offer:
+def _offer_maps(found: Found, layout: str) -> Offer:
     if found.classes is None:
+        values = f" (found in the labels: {_listed(found.values)})" if found.values else ""
         return Offer(
             "a file of the classes, such as classes.txt with one name a line in the order of the values"
-            + (f" (found in the labels: {_listed(found.values)})" if found.values else "")
+            + values
         )
-    read = partial(_read_maps, found, "voc" if voc else "label-maps", found.classes)
-    if voc and not found.is_voc:
-        return Offer("a folder SegmentationClass", read)
-    if found.is_voc and not voc:
-        return Offer("other names of folders than Pascal VOC's", read)
+    read = partial(_read_maps, found, layout, found.classes)
+    if layout != found.layout:
+        return Offer(f"the names of its folders: these are of {found.layout}", read)
     if found.class_folders or found.colored or _is_binary(found):
         return Offer("one class index a pixel, beginning with 0", read)
     return Offer("", read)
+
+
+def _offer_cityscapes(found: Found) -> Offer:
+    if found.layout != "cityscapes":
+        return Offer("the folders leftImg8bit and gtFine")
+    return _offer_maps(found, "cityscapes") if found.classes else Offer("", partial(_read_cityscapes, found))
+
+
+def _read_cityscapes(found: Found) -> OwnDataset:
+    """Read labelTrainIds, or labelIds, which are there without a preparation; the test set has no labels."""
+    table = sorted((c for c in CITYSCAPES_CATEGORIES if c["trainId"] < 255), key=lambda c: c["trainId"])
+    first = next(files[""] for _, files in found.pairs.splits["train"] if files)
+    values = {}
+    if first.endswith("_labelIds.png"):
+        void = dict.fromkeys(range(256), 255)
+        values = {"sem_seg_values": void | {c["id"]: c["trainId"] for c in table}}
+    splits = {split: pairs for split, pairs in found.pairs.splits.items() if split != "test"}
+    # The other files of a picture, such as its instances, are no labels that lost their picture.
+    found = found._replace(pairs=found.pairs._replace(splits=splits, strays=()))
+    classes = _table(table, "Cityscapes")
+    return _dataset(
+        found, "cityscapes", classes, lambda files: {"sem_seg_file_name": files[""], **values}, 255, ""
+    )
 
 
 def _read_maps(found: Found, layout: str, classes: Classes) -> OwnDataset:
@@ -238,8 +271,9 @@ def _listed(values: Collection[int]) -> str:
 
 
 _OFFERS: dict[str, Callable[[Found], Offer]] = {
-    "label-maps": partial(_offer_maps, voc=False),
-    "voc": partial(_offer_maps, voc=True),
+    "label-maps": partial(_offer_maps, layout="label-maps"),
+    "voc": partial(_offer_maps, layout="voc"),
+    "cityscapes": _offer_cityscapes,
     "binary-masks": _offer_binary,
     "class-masks": _offer_class_masks,
     "color-labels": _offer_colors,

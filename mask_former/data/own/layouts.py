@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from . import label_maps
+from . import coco_files, label_maps, polygon_files
 from .dataset import LAYOUTS, Offer, OwnDataset, register, summary
 
 __all__ = ["LAYOUTS", "find_dataset", "register", "summary"]
@@ -44,7 +44,8 @@ def find_dataset(folder: Path, layout: str | None = None, seed: int = 0) -> OwnD
 
 
 def _offers(folder: Path, seed: int) -> dict[str, Offer]:
-    return {**label_maps.offers(folder, seed)}
+    modules = (label_maps, coco_files, polygon_files)
+    return {name: offer for module in modules for name, offer in module.offers(folder, seed).items()}
 
 
 def _read(offer: Offer) -> OwnDataset:
