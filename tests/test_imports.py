@@ -10,6 +10,7 @@ PACKAGE = Path(__file__).parent.parent / "mask_former"
 
 # Module -> modules of ours that it may import; a package stands for all that is in it.
 ALLOWED = {
+    "cpu": set(),
     "config": set(),
     "solver": set(),
     "formats": set(),
@@ -54,7 +55,7 @@ ALLOWED = {
     # Programs.
     "engine": {
         *("engine", "config", "checkpoint", "data", "evaluation", "inference", "prediction"),
-        *("solver", "modeling.build", "formats"),
+        *("solver", "modeling.build", "formats", "model_zoo", "conversion"),
     },
     "export": {
         *("export", "config", "evaluation", "formats", "inference", "prediction"),
