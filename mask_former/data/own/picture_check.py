@@ -125,9 +125,14 @@ class PictureCheck:
             return
         try:
             label = read_semantic_label(record)
-        except ValueError as error:  # its values have no class, or its masks have several sizes
-            kind, remedy = "label values that are no class", "See the table of classes."
-            self._add(Fault(kind, paths[0], str(error).removeprefix(f"{paths[0]}: ").rstrip("."), remedy))
+        except ValueError as error:
+            if (
+                error.__cause__ is not None
+            ):  # of the decoder; else values have no class, or masks several sizes
+                self._add(file_fault(paths[0], "label", error))
+                return
+            found, remedy = str(error).removeprefix(f"{paths[0]}: ").rstrip("."), "See the table of classes."
+            self._add(Fault("label values that are no class", paths[0], found, remedy))
             return
         if label.shape != size[::-1]:
             self._add(size_fault(paths[0], label.shape, record["file_name"], size))
