@@ -200,7 +200,7 @@ class PictureCheck:
             if mask is None or not mask.any():
                 continue
             void &= ~mask
-            if not annotation.get("iscrowd", 0):
+            if not annotation.get("iscrowd", 0) and 0 <= annotation["category_id"] < self.num_classes:
                 pixels[annotation["category_id"]] += int(mask.sum())
                 segments[annotation["category_id"]] += 1
             if not is_box_of(mask, _coco_box_of(annotation)):
