@@ -9,10 +9,10 @@ from detectron2.config import CfgNode
 from detectron2.utils import comm
 
 from mask_former.config import load_config
-from mask_former.data.own.check import check_against_config, check_dataset
-from mask_former.data.own.dataset import register
+from mask_former.data.own.check import check_against_config, check_dataset, check_sources
+from mask_former.data.own.dataset import OwnDataset, register
 from mask_former.data.own.layouts import find_dataset
-from mask_former.data.own.report import Report
+from mask_former.data.own.report import Report, faults_text
 from mask_former.engine.recipe import Request, this_device, write_recipe
 from mask_former.formats import replacing
 
@@ -42,7 +42,7 @@ def checked(folder: str, layout: str, seed: int, ignore_faults: bool) -> Report:
         return _reports[path, layout, seed, ignore_faults]
     if not comm.is_main_process():
         comm.synchronize()
-    report = check_dataset(find_dataset(path, layout or None, seed), ignore_faults=ignore_faults)
+    report = check_dataset(_found(path, layout, seed), ignore_faults=ignore_faults)
     if comm.is_main_process():
         logger.info("%s", report.text())
         comm.synchronize()
@@ -50,11 +50,24 @@ def checked(folder: str, layout: str, seed: int, ignore_faults: bool) -> Report:
         count = sum(fault.stops for fault in report.faults)
         raise ValueError(
             f"{folder} has {count} faults that must be mended first, named above; python -m "
-            f"mask_former.data.check {folder} shows them. --ignore-faults leaves such pictures out."
+            f"mask_former.data.check {folder} --page faults.html draws them, --ignore-faults leaves such "
+            "pictures out."
         )
     for name in (layout, report.dataset.layout):
         _reports[path, name, seed, ignore_faults] = report
     return report
+
+
+def _found(path: Path, layout: str, seed: int) -> OwnDataset:
+    try:
+        return find_dataset(path, layout or None, seed)
+    except (OSError, ValueError, LookupError, TypeError):
+        # The likely reason, and there may be more than one, is in the annotation files.
+        faults = check_sources(path) if path.is_dir() else []
+        if not faults:
+            raise
+        logger.error("%s", "\n".join(faults_text(faults)))
+        raise ValueError(f"{path} cannot be read; the faults of its annotation files are above.") from None
 
 
 def recipe_file(folder: str, output: Path, opts: Sequence[Any], request: Request) -> Path:

@@ -179,13 +179,13 @@ def _evaluate(cfg: CfgNode, options: RunOptions) -> Any:
 
 def _tell(cfg: CfgNode, model: torch.nn.Module, **more: str) -> None:
     """Log what is run on what, and where the results go."""
-    names = checkpoint_metadata(cfg)["class_names"]
+    names, kind = checkpoint_metadata(cfg)["class_names"], cfg.MODEL.META_ARCHITECTURE
     shown_names = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
     device, total = next(model.parameters()).device, sum(p.numel() for p in model.parameters())
     rows = {
         "data": f"{', '.join(cfg.DATASETS.TRAIN)}; scored on {', '.join(cfg.DATASETS.TEST) or 'nothing'}",
         "classes": f"{cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES}: {shown_names}",
-        "model": f"{cfg.MODEL.META_ARCHITECTURE} on {cfg.MODEL.BACKBONE.NAME}, {total / 1e6:.1f} M parameters",
+        "model": f"{kind} on {cfg.MODEL.BACKBONE.NAME}, {total / 1e6:.1f} M parameters",
         **more,
         "device": torch.cuda.get_device_name(device)
         if device.type == "cuda"
