@@ -160,6 +160,5 @@ def labelme(folder: Path) -> None:
 
 
 SETS = {
-    build.__name__: build
-    for build in (semantic, class_masks, binary, colored, coco, panoptic, yolo, labelme)
+    build.__name__: build for build in (semantic, class_masks, binary, colored, coco, panoptic, yolo, labelme)
 }

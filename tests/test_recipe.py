@@ -45,8 +45,8 @@ def recipe(tmp_path, data=None, sizes=None, most=11, device=CPU, request=None, *
 
 def test_names_classes_void_and_sets_are_those_of_the_data(tmp_path):
     cfg = recipe(tmp_path, dataset(ignore=11))
-    assert cfg.DATASETS.TRAIN == ["town_train"]
-    assert cfg.DATASETS.TEST == ["town_val"]
+    assert cfg.DATASETS.TRAIN == ("town_train",)
+    assert cfg.DATASETS.TEST == ("town_val",)
     assert Path.cwd() / "town" == Path(cfg.DATASETS.FOLDER)
     assert cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES == 11
     assert cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE == 11
@@ -74,7 +74,7 @@ def test_a_set_without_validation_is_not_scored(tmp_path):
     data = dataset()
     del data.splits["val"]
     cfg = recipe(tmp_path, data)
-    assert (cfg.DATASETS.TEST, cfg.TEST.BEST_METRIC) == ([], "")
+    assert (cfg.DATASETS.TEST, cfg.TEST.BEST_METRIC) == ((), "")
 
 
 @pytest.mark.parametrize(
