@@ -18,6 +18,15 @@ from detectron2.projects.deeplab import add_deeplab_config
 
 # Key -> published default.
 DEFAULTS: dict[str, Any] = {
+    # A user's own data (train_net.py --data writes these): folder whose splits are registered as
+    # <folder name>_train, ..., for DATASETS.TRAIN and TEST; empty: none.
+    "DATASETS.FOLDER": "",
+    # Its layout, a name of data/own/dataset.py: LAYOUTS; empty: the one that fits.
+    "DATASETS.LAYOUT": "",
+    # Chooses the pictures for validation, where the folder itself has none.
+    "DATASETS.SPLIT_SEED": 0,
+    # Leave out pictures whose files or labels have faults, instead of stopping.
+    "DATASETS.IGNORE_FAULTS": False,
     # Recipe of the training mapper (data/mapper.py): "mask_former_semantic", "mask_former_panoptic",
     # "mask_former_instance" (resize, crop, colour, flip) or "detr_panoptic" (flip, resize, and with
     # probability one half a crop between two resizes).
