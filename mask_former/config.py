@@ -18,6 +18,15 @@ from detectron2.projects.deeplab import add_deeplab_config
 
 # Key -> published default.
 DEFAULTS: dict[str, Any] = {
+    # A user's own data (train_net.py --data writes these): folder whose splits are registered as
+    # <folder name>_train, ..., for DATASETS.TRAIN and TEST; empty: none.
+    "DATASETS.FOLDER": "",
+    # Its layout, a name of data/own/dataset.py: LAYOUTS; empty: the one that fits.
+    "DATASETS.LAYOUT": "",
+    # Chooses the pictures for validation, where the folder itself has none.
+    "DATASETS.SPLIT_SEED": 0,
+    # Leave out pictures whose files or labels have faults, instead of stopping.
+    "DATASETS.IGNORE_FAULTS": False,
     # Recipe of the training mapper (data/mapper.py): "mask_former_semantic", "mask_former_panoptic",
     # "mask_former_instance" (resize, crop, colour, flip) or "detr_panoptic" (flip, resize, and with
     # probability one half a crop between two resizes).
@@ -115,6 +124,14 @@ DEFAULTS: dict[str, Any] = {
     "MODEL.SWIN.USE_CHECKPOINT": False,
     # Stages whose parameters stay fixed: -1 none, 0 the patch embedding, n that and the first n stages.
     "MODEL.SWIN.FROZEN_STAGES": -1,
+    # Backbone of timm (modeling/timm_backbone.py), registered as "build_timm_backbone". MODEL.PIXEL_MEAN and
+    # _STD are those of timm's record of the net, unless they differ from Detectron2's defaults.
+    # Name of the net, with or without the tag of its weights.
+    "MODEL.TIMM.NAME": "",
+    # Stochastic depth. 0: none, for nets that have no such option.
+    "MODEL.TIMM.DROP_PATH_RATE": 0.0,
+    # Maps to give, of strides 4 to 32; what none of them needs is not built.
+    "MODEL.TIMM.OUT_FEATURES": ["res2", "res3", "res4", "res5"],
     # Metric by which the best checkpoint is kept as model_best.pth, as "task/name" (for example
     # "panoptic_seg/PQ"); higher is better. Empty: no best checkpoint.
     "TEST.BEST_METRIC": "",
