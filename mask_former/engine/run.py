@@ -12,7 +12,7 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
 from mask_former.checkpoint import Checkpointer
-from mask_former.config import load_config
+from mask_former.config import find_config, load_config
 from mask_former.engine.trainer import Trainer, checkpoint_metadata
 from mask_former.evaluation import check_ground_truth
 
@@ -39,6 +39,8 @@ def argument_parser(epilog: str | None = None) -> ArgumentParser:
 
 def setup(arguments: Namespace) -> CfgNode:
     """Set up logging and random seeds, and return the frozen configuration of a command line."""
+    # Detectron2's set-up opens the file, too.
+    arguments.config_file = find_config(arguments.config_file) if arguments.config_file else ""
     cfg = load_config(arguments.config_file or None, arguments.opts)
     cfg.freeze()
     default_setup(cfg, arguments)
