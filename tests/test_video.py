@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 import video_files
 from video_demo import SegmentTracker
-from video_files import VideoReader, VideoWriter, find_problem
+from video_files import VideoWriter, find_problem
+
+from mask_former.prediction.video import VideoReader
 
 
 def moving_square(frame, height, width):
@@ -24,6 +26,7 @@ def moving_square(frame, height, width):
 @pytest.fixture
 def without_av(monkeypatch):
     monkeypatch.setattr(video_files, "av", None)
+    monkeypatch.setitem(sys.modules, "av", None)
 
 
 def write(path, height=48, width=64, rate=24.0, frames=7):
