@@ -2,6 +2,7 @@
 
 import csv
 import io
+import itertools
 import json
 import pickle
 import resource
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.utils.visualizer import VisImage
 from PIL import Image
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
@@ -406,6 +408,26 @@ def test_drawing_what_is_not_there_is_refused():
         result_of().draw(task="instance")
     with pytest.raises(ValueError, match="no picture"):
         result_of(image=None).draw()
+
+
+def test_names_stay_apart_and_inside_the_picture(monkeypatch):
+    boxes = []
+    get_image = VisImage.get_image
+
+    def note(canvas):
+        boxes.extend(text.get_window_extent() for text in canvas.ax.texts)
+        return get_image(canvas)
+
+    monkeypatch.setattr(VisImage, "get_image", note)
+    ids = np.zeros((60, 200), np.int32)
+    for number in range(6):  # six discs side by side, narrower than their names
+        ids[20:40, 80 + 8 * number : 86 + 8 * number] = number + 1
+    infos = [{"id": number + 1, "category_id": 0, "score": 0.5} for number in range(6)]
+    crowded = Result("a.png", 60, 200, TABLE, panoptic=ids, segments=segments_of_map(ids, infos, TABLE))
+    crowded.draw(np.zeros((60, 200, 3), np.uint8), scale=2)
+    assert len(boxes) >= 5, "hardly any name is left"
+    assert not any(one.overlaps(other) for one, other in itertools.combinations(boxes, 2))
+    assert all(0 <= box.x0 <= box.x1 <= 400 and 0 <= box.y0 <= box.y1 <= 120 for box in boxes)
 
 
 def test_things_of_a_class_differ_in_colour_and_keep_it():
