@@ -26,6 +26,11 @@ def _require_third_party() -> None:
 if sys.argv[:1] != ["-m"] or sys.orig_argv[-len(sys.argv)] != "mask_former":
     _require_third_party()
 
+    # OpenMP is configured before torch is imported.
+    from mask_former.cpu import configure_threads
+
+    configure_threads()
+
     from mask_former import data, model_zoo, modeling
     from mask_former.config import add_mask_former_config, load_config
     from mask_former.inference.tta import SemanticSegmentorWithTTA

@@ -11,6 +11,7 @@ PACKAGE = Path(__file__).parent.parent / "mask_former"
 # Module -> modules of ours that it may import; a package stands for all that is in it.
 ALLOWED = {
     "__main__": set(),
+    "cpu": set(),
     "config": set(),
     "solver": set(),
     "formats": set(),
@@ -25,6 +26,7 @@ ALLOWED = {
     "modeling.transformer": set(),
     "modeling.window_attention": {"modeling.transformer"},
     "modeling.swin": {"modeling.window_attention"},
+    "modeling.timm_backbone": set(),
     "modeling.points": {"modeling.losses"},
     "modeling.matcher": {"modeling.losses", "modeling.points", "modeling.structures"},
     "modeling.criterion": {"modeling.losses", "modeling.points", "modeling.structures"},
@@ -37,7 +39,7 @@ ALLOWED = {
         "inference",
     },
     "modeling.build": {
-        *("modeling.per_pixel", "modeling.swin", "modeling.transformer"),
+        *("modeling.per_pixel", "modeling.swin", "modeling.timm_backbone", "modeling.transformer"),
         *("inference", "config"),
     },
     "modeling.preparation": {"modeling"},
@@ -54,7 +56,7 @@ ALLOWED = {
     # Programs.
     "engine": {
         *("engine", "config", "checkpoint", "data", "evaluation", "inference", "prediction"),
-        *("solver", "modeling.build", "formats"),
+        *("solver", "modeling.build", "formats", "model_zoo", "conversion"),
     },
     "export": {
         *("export", "config", "evaluation", "formats", "inference", "prediction"),

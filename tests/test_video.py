@@ -162,7 +162,7 @@ with VideoWriter(sys.argv[1], 160, 120, 24.0) as writer:
 def test_a_full_disk_leaves_a_file_that_plays(tmp_path):
     command = [sys.executable, "-c", FILL, str(tmp_path / "a.mp4")]
     folder = Path(video_files.__file__).parent  # which -c puts on the path
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
     assert done.returncode != 0
     error = done.stderr.strip().splitlines()[-1]
     assert "bytes of space are left for" in error
