@@ -41,6 +41,9 @@ DEFAULTS: dict[str, Any] = {
     # the rest in the backward pass. Same gradients, less memory, more time (docs/performance.md).
     # MODEL.SWIN.USE_CHECKPOINT, the published name, means the same.
     "SOLVER.RECOMPUTE_ACTIVATIONS": False,
+    # Steps in a row that are skipped because their loss or gradient is not finite, before the run stops. No
+    # such step changes a weight. The overflows that a float16 gradient scaler works with do not count.
+    "SOLVER.SKIP_NOT_FINITE": 0,
     # Type of automatic mixed precision when SOLVER.AMP.ENABLED: "float16" (with a gradient scaler) or
     # "bfloat16" (without).
     "SOLVER.AMP.DTYPE": "float16",

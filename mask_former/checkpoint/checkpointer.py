@@ -86,10 +86,12 @@ class Checkpointer(DetectionCheckpointer):
     def save(self, name: str, tag_last: bool = True, **extra: Any) -> None:
         """Write `name`.pth: the model, everything that is to be resumed, the metadata and `extra`.
 
-        With `tag_last`, a resumed run starts from this file.
+        With `tag_last`, a resumed run starts from this file. Raises FloatingPointError, and writes nothing,
+        if a weight is not finite.
         """
         if not self.save_dir or not self.save_to_disk:
             return
+        self._refuse_not_finite(name)
         states = {key: item.state_dict() for key, item in self.checkpointables.items()}
         progress = {"iteration": int(extra["iteration"])} if "iteration" in extra else {}
         data = {"model": self.model.state_dict(), **states, **extra, **self._described(**progress)}
@@ -98,6 +100,18 @@ class Checkpointer(DetectionCheckpointer):
         save_torch(data, file)
         if tag_last:
             self.tag_last_checkpoint(file.name)
+
+    def _refuse_not_finite(self, name: str) -> None:
+        state = {key: value for key, value in self.model.state_dict().items() if value.is_floating_point()}
+        weights = {key for key, _ in self.model.named_parameters()}  # a buffer may be a mask with -inf
+        faults = [~v.isfinite().all() if key in weights else v.isnan().any() for key, v in state.items()]
+        # One transfer for all: a wait for the device each would take longer.
+        bad = [key for key, is_bad in zip(state, torch.stack(faults).tolist(), strict=True) if is_bad]
+        if bad:
+            raise FloatingPointError(
+                f"{name} is not saved: {len(bad)} of {len(state)} weights are not finite, first {bad[0]}. "
+                "--resume goes on from the last checkpoint; lower SOLVER.BASE_LR."
+            )
 
     def save_weights(self, file: str | Path) -> None:
         """Write the weights and the metadata alone, as .safetensors or .pth by the file's name."""

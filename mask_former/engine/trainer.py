@@ -104,7 +104,9 @@ class Trainer(DefaultTrainer):
             result.append(hooks.PeriodicWriter(self.build_writers(), period=LOG_PERIOD))
         return [*result, StopOnSignal(self.checkpointer)]
 
-    def _evaluate(self) -> OrderedDict:
+    def _evaluate(self) -> OrderedDict | None:
+        if self.iter == self.max_iter - 1:
+            return None  # Detectron2's hook evaluates, too, when the last step has failed
         self._last_eval_results = self.test(self.cfg, self.model)
         self.checkpointer.metadata["metrics"] = flat_metrics(self._last_eval_results or {})
         if self.iter == self.max_iter:
