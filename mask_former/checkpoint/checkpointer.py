@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from mask_former.checkpoint.description import class_names_of
 from mask_former.checkpoint.fitting import LoadReport, load_weights
 from mask_former.checkpoint.locating import resolve
-from mask_former.checkpoint.reading import METADATA_KEY, read_checkpoint
+from mask_former.checkpoint.reading import METADATA_KEY, DamagedFileError, UnsafeFileError, read_checkpoint
 from mask_former.formats import replacing
 
 
@@ -71,6 +71,7 @@ class Checkpointer(DetectionCheckpointer):
         self.report: LoadReport | None = None
         self._source = ""
         self._match_class_names = False
+        self._checkpoint: dict[str, Any] | None = None  # read already
 
     def load(self, path: str, *args: Any, match_class_names: bool = False, **kwargs: Any) -> dict[str, Any]:
         """Load a file by path, URL or `detectron2://` name, and return what it holds besides the weights.
@@ -82,6 +83,56 @@ class Checkpointer(DetectionCheckpointer):
         """
         self._match_class_names = match_class_names
         return super().load(str(resolve(path)) if path else path, *args, **kwargs)
+
+    def has_checkpoint(self) -> bool:
+        """Return whether the folder holds checkpoints, whatever their state."""
+        return bool(self._candidates())
+
+    def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
+        """Resume from the last checkpoint, or from the newest whole one; without any, load `path`.
+
+        Raises ValueError if there are checkpoints, but none is whole.
+        """
+        files = self._candidates() if resume else []
+        if not files:
+            return self.load(path, checkpointables=[])
+        reasons = [] if self._named() else [f"{self.save_dir}/last_checkpoint names no checkpoint."]
+        for file in files:
+            try:
+                self._checkpoint = self._resumable(file)
+            except (DamagedFileError, UnsafeFileError, OSError) as error:
+                reasons.append(str(error))
+                continue
+            for reason in reasons:
+                self.logger.warning("Resuming from %s instead: %s", file.name, reason)
+            return self.load(str(file))
+        raise ValueError(
+            f"Cannot resume: none of the {len(files)} checkpoints in {self.save_dir} is whole. Start anew "
+            f"with --overwrite or in another OUTPUT_DIR. The last one: {reasons[0]}"
+        )
+
+    def _named(self) -> str:
+        """Return the file name in `last_checkpoint`, empty if there is none."""
+        try:
+            name = (Path(self.save_dir) / "last_checkpoint").read_text().strip()
+        except (OSError, ValueError):
+            return ""
+        return name if name.isprintable() and Path(name).name == name else ""
+
+    def _candidates(self) -> list[Path]:
+        """Return the checkpoints of the folder: the last one by name, then all others, newest first."""
+        folder, last = Path(self.save_dir), self._named()
+        files = [file for file in folder.glob("model_*.pth") if file.name != last]
+        files.sort(key=lambda file: file.lstat().st_mtime_ns, reverse=True)
+        return [folder / last, *files] if last else files
+
+    def _resumable(self, file: Path) -> dict[str, Any]:
+        """Return the content of a checkpoint; an error unless it holds all that is to be resumed."""
+        checkpoint = read_checkpoint(file, self.allow_unsafe)
+        missing = [key for key in self.checkpointables if key not in checkpoint]
+        if missing:
+            raise DamagedFileError(f"{file} holds no {', '.join(missing)}, so that no run can go on from it.")
+        return checkpoint
 
     def save(self, name: str, tag_last: bool = True, **extra: Any) -> None:
         """Write `name`.pth: the model, everything that is to be resumed, the metadata and `extra`.
@@ -132,7 +183,8 @@ class Checkpointer(DetectionCheckpointer):
 
     def _load_file(self, filename: str) -> dict[str, Any]:
         self._source = filename
-        return read_checkpoint(filename, self.allow_unsafe)
+        checkpoint, self._checkpoint = self._checkpoint, None
+        return checkpoint or read_checkpoint(filename, self.allow_unsafe)
 
     def _load_model(self, checkpoint: dict[str, Any]) -> None:
         self.report = load_weights(

@@ -128,7 +128,7 @@ def _read(file: Path, allow_unsafe: bool) -> Any:
 
 
 def _check_archive(file: Path, size: int) -> None:
-    """Refuse a zip archive that holds more than its size, or whose pickle takes more."""
+    """Refuse a zip archive that holds more than its size, was altered, or whose pickle takes more."""
     with zipfile.ZipFile(file) as archive:
         entries = archive.infolist()
         is_packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
@@ -137,6 +137,9 @@ def _check_archive(file: Path, size: int) -> None:
         pickles = [entry for entry in entries if entry.filename.rpartition("/")[2] == "data.pkl"]
         if len(pickles) != 1:
             raise DamagedFileError(f"is a zip archive with {len(pickles)} entries data.pkl, expected one")
+        # torch writes a checksum for each entry, but does not look at it.
+        if altered := archive.testzip():
+            raise DamagedFileError(f"was altered after it was written: entry {altered} has another checksum")
         data = archive.read(pickles[0])
     check_pickle(BytesIO(data), len(data))
 
