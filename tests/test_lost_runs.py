@@ -1,16 +1,19 @@
 """Runs go on after damage, in a folder of their own, with the state of the parameters by name."""
 
 import logging
+import multiprocessing
 import os
+import signal
 from pathlib import Path
 
 import pytest
 import torch
-from tiny_runs import tiny_config
+from tiny_runs import CONFIG, OPTS, tiny_config
 
 from mask_former.checkpoint import read_checkpoint
 from mask_former.checkpoint.reading import DamagedFileError
-from mask_former.engine import Trainer
+from mask_former.engine import Trainer, argument_parser, main
+from mask_former.engine.run_folder import claim
 
 RUN = ("DATASETS.TEST", "()", "SOLVER.CHECKPOINT_PERIOD", "2")
 
@@ -135,3 +138,61 @@ def test_a_flipped_bit_of_a_weight_is_refused_at_every_door(used):
     flipped(used / "model_final.pth")
     with pytest.raises(DamagedFileError, match="was altered after it was written"):
         read_checkpoint(used / "model_final.pth")
+
+
+def hold(folder: Path, is_held) -> None:
+    claim(folder, resume=False, overwrite=False)
+    is_held.set()
+    signal.pause()
+
+
+@pytest.fixture
+def holder(tmp_path):
+    """A process that has a lock on the folder "held"."""
+    context = multiprocessing.get_context("fork")
+    is_held = context.Event()
+    process = context.Process(target=hold, args=(tmp_path / "held", is_held), daemon=True)
+    process.start()
+    assert is_held.wait(30)
+    yield process
+    process.kill()
+    process.join()
+
+
+def test_a_second_run_in_a_folder_is_refused_and_names_host_and_process(tmp_path, holder):
+    with pytest.raises(ValueError, match=rf"is in use by a run .*\(host \S+, process {holder.pid}\)"):
+        claim(tmp_path / "held", resume=True, overwrite=True)
+    claim(tmp_path / "beside", resume=False, overwrite=False)
+
+
+def test_the_lock_of_a_killed_run_is_stale_at_once(tmp_path, holder):
+    holder.kill()
+    holder.join()
+    claim(tmp_path / "held", resume=False, overwrite=False)
+    assert (tmp_path / "held" / "run.lock").read_text().endswith(f"process {os.getpid()}\n")
+
+
+def run_program(output: Path, *flags: str, iterations: int = 4) -> None:
+    opts = [*OPTS, *RUN, "SOLVER.MAX_ITER", str(iterations), "OUTPUT_DIR", str(output)]
+    main(argument_parser().parse_args(["--config-file", str(CONFIG), *flags, *opts]))
+
+
+def test_a_used_folder_is_refused_and_left_as_it_is(data_folder, used):
+    before = {file: file.read_bytes() for file in used.glob("*.pth")}
+    with pytest.raises(ValueError, match=r"--resume goes on .* another OUTPUT_DIR .* --overwrite deletes"):
+        run_program(used)
+    assert {file: file.read_bytes() for file in used.glob("*.pth")} == before
+    assert not (used / "config.yaml").exists()
+
+
+def test_overwrite_deletes_the_earlier_run(data_folder, used):
+    (used / "notes.txt").write_text("mine")
+    run_program(used, "--overwrite", iterations=1)
+    assert {file.name for file in used.glob("model_*")} == {"model_final.pth"}
+    assert read_checkpoint(used / "model_final.pth")["trainer"]["iteration"] == 0
+    assert (used / "notes.txt").read_text() == "mine"
+
+
+def test_resume_and_evaluation_may_use_the_folder(data_folder, used):
+    run_program(used, "--resume")
+    run_program(used, "--eval-only", "MODEL.WEIGHTS", str(used / "model_final.pth"))

@@ -13,6 +13,7 @@ from detectron2.utils.logger import setup_logger
 
 from mask_former.checkpoint import Checkpointer
 from mask_former.config import load_config
+from mask_former.engine.run_folder import claim
 from mask_former.engine.trainer import Trainer, checkpoint_metadata
 from mask_former.evaluation import check_ground_truth
 
@@ -33,6 +34,9 @@ def argument_parser(epilog: str | None = None) -> ArgumentParser:
     parser.add_argument(
         "--strict", action="store_true", help="refuse weights that do not fit the model in every entry"
     )
+    parser.add_argument(
+        "--overwrite", action="store_true", help="delete the checkpoints of an earlier run in OUTPUT_DIR"
+    )
     parser.add_argument("--allow-unsafe", action="store_true", help="read weight files that may run code")
     return parser
 
@@ -41,6 +45,8 @@ def setup(arguments: Namespace) -> CfgNode:
     """Set up logging and random seeds, and return the frozen configuration of a command line."""
     cfg = load_config(arguments.config_file or None, arguments.opts)
     cfg.freeze()
+    if not arguments.eval_only:
+        claim(cfg.OUTPUT_DIR, resume=arguments.resume, overwrite=arguments.overwrite)
     default_setup(cfg, arguments)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="mask_former")
     logger.info("Running on %s", cfg.MODEL.DEVICE)
