@@ -13,6 +13,7 @@ from tiny_runs import CONFIG, OPTS, tiny_config
 from mask_former.checkpoint import read_checkpoint
 from mask_former.checkpoint.reading import DamagedFileError
 from mask_former.engine import Trainer, argument_parser, main
+from mask_former.engine.recipe_changes import tell_changes
 from mask_former.engine.run_folder import claim
 
 RUN = ("DATASETS.TEST", "()", "SOLVER.CHECKPOINT_PERIOD", "2")
@@ -172,9 +173,9 @@ def test_the_lock_of_a_killed_run_is_stale_at_once(tmp_path, holder):
     assert (tmp_path / "held" / "run.lock").read_text().endswith(f"process {os.getpid()}\n")
 
 
-def run_program(output: Path, *flags: str, iterations: int = 4) -> None:
-    opts = [*OPTS, *RUN, "SOLVER.MAX_ITER", str(iterations), "OUTPUT_DIR", str(output)]
-    main(argument_parser().parse_args(["--config-file", str(CONFIG), *flags, *opts]))
+def run_program(output: Path, flag: str = "", *more: str, iterations: int = 4) -> None:
+    opts = [*OPTS, *RUN, "SOLVER.MAX_ITER", str(iterations), "OUTPUT_DIR", str(output), *more]
+    main(argument_parser().parse_args(["--config-file", str(CONFIG), *([flag] if flag else []), *opts]))
 
 
 def test_a_used_folder_is_refused_and_left_as_it_is(data_folder, used):
@@ -196,3 +197,75 @@ def test_overwrite_deletes_the_earlier_run(data_folder, used):
 def test_resume_and_evaluation_may_use_the_folder(data_folder, used):
     run_program(used, "--resume")
     run_program(used, "--eval-only", "MODEL.WEIGHTS", str(used / "model_final.pth"))
+
+
+@pytest.mark.parametrize(
+    ("opts", "told"),
+    [
+        (("SOLVER.BACKBONE_MULTIPLIER", "0.5"), "SOLVER.BACKBONE_MULTIPLIER was 1.0 and is 0.5"),
+        (("SOLVER.WEIGHT_DECAY_NORM", "0.03"), "SOLVER.WEIGHT_DECAY_NORM was 0.0 and is 0.03"),
+        (("MODEL.BACKBONE.FREEZE_AT", "2"), "MODEL.BACKBONE.FREEZE_AT was 0 and is 2"),
+    ],
+)
+def test_a_changed_recipe_is_told_and_the_optimizer_state_follows_the_names(
+    data_folder, used, log_lines, opts, told
+):
+    saved = read_checkpoint(used / "model_final.pth")["trainer"]["_trainer"]
+    states = {
+        name: saved["optimizer"]["state"][index]
+        for group, names in zip(saved["optimizer"]["param_groups"], saved["parameter_names"], strict=True)
+        for index, name in zip(group["params"], names, strict=True)
+    }
+    trainer = resumed(data_folder, used, *opts)
+    fresh = Trainer(tiny_config(data_folder, *RUN, *opts))
+    loaded = {name: p for name, p in trainer.model.named_parameters() if p.requires_grad}
+    assert 0 < len(loaded) <= len(states)
+    for name, parameter in loaded.items():
+        state = trainer.optimizer.state[parameter]
+        assert torch.equal(state["exp_avg_sq"], states[name]["exp_avg_sq"]), name
+        assert state["step"] == 4
+    for group, expected in zip(trainer.optimizer.param_groups, fresh.optimizer.param_groups, strict=True):
+        assert group["weight_decay"] == expected["weight_decay"]
+        assert group["initial_lr"] == expected["initial_lr"]
+        factor = trainer.scheduler.lr_lambdas[0](4)
+        assert group["lr"] == pytest.approx(expected["initial_lr"] * factor, rel=1e-12)
+    tell_changes(trainer.cfg)
+    assert [line for line in log_lines if "changed recipe" in line] == [
+        f"Resuming with a changed recipe: {told}"
+    ]
+
+
+def test_parameters_that_are_trained_again_start_without_a_state(data_folder, tmp_path):
+    frozen = Trainer(
+        tiny_config(data_folder, *RUN, "OUTPUT_DIR", str(tmp_path), "MODEL.BACKBONE.FREEZE_AT", "2")
+    )
+    frozen.train()
+    trainer = resumed(data_folder, tmp_path, "SOLVER.MAX_ITER", "5")
+    new = [p for p in trainer.model.backbone.stem.parameters()]
+    assert new
+    assert not any(parameter in trainer.optimizer.state for parameter in new)
+    trainer.train()
+    assert {int(trainer.optimizer.state[parameter]["step"]) for parameter in new} == {1}
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("MODEL.MASK_FORMER.NUM_OBJECT_QUERIES", "9"),
+        ("MODEL.MASK_FORMER.HIDDEN_DIM", "32"),
+        ("SOLVER.OPTIMIZER", "SGD"),
+    ],
+)
+def test_another_model_or_optimizer_is_refused_before_anything_is_built(
+    data_folder, used, monkeypatch, key, value
+):
+    monkeypatch.delattr("mask_former.engine.run.Trainer.__init__")
+    with pytest.raises(ValueError, match=rf"^Cannot resume in .*: {key} was \S+ and is '?{value}'?\. Set it"):
+        run_program(used, "--resume", key, value)
+
+
+def test_another_model_that_no_key_names_is_refused_by_its_entries(data_folder, used):
+    trainer = Trainer(tiny_config(data_folder, *RUN, "OUTPUT_DIR", str(used)))
+    trainer.model.extra = torch.nn.Linear(2, 2)
+    with pytest.raises(ValueError, match=r"^Cannot resume, .* another one: .*2 re-initialised"):
+        trainer.resume_or_load(resume=True)

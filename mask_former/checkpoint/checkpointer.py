@@ -34,6 +34,23 @@ def save_safetensors(
         save_file(tensors, str(partial), {"format": "pt", **header})
 
 
+def last_in(folder: str | Path) -> str:
+    """Return the file name that `last_checkpoint` holds, empty if there is none."""
+    try:
+        name = (Path(folder) / "last_checkpoint").read_text().strip()
+    except (OSError, ValueError):
+        return ""
+    return name if name.isprintable() and Path(name).name == name else ""
+
+
+def checkpoints_in(folder: str | Path) -> list[Path]:
+    """Return the checkpoints of a run, whole or not: the last by name, then all others, newest first."""
+    folder, last = Path(folder), last_in(folder)
+    files = [file for file in folder.glob("model_*.pth") if file.name != last]
+    files.sort(key=lambda file: file.lstat().st_mtime_ns, reverse=True)
+    return [folder / last, *files] if last else files
+
+
 class Checkpointer(DetectionCheckpointer):
     """Detectron2's checkpointer, with safe reading, a report, and self-describing files written atomically.
 
@@ -71,6 +88,7 @@ class Checkpointer(DetectionCheckpointer):
         self.report: LoadReport | None = None
         self._source = ""
         self._match_class_names = False
+        self._is_resuming = False
         self._checkpoint: dict[str, Any] | None = None  # read already
 
     def load(self, path: str, *args: Any, match_class_names: bool = False, **kwargs: Any) -> dict[str, Any]:
@@ -86,20 +104,21 @@ class Checkpointer(DetectionCheckpointer):
 
     def has_checkpoint(self) -> bool:
         """Return whether the folder holds checkpoints, whatever their state."""
-        return bool(self._candidates())
+        return bool(checkpoints_in(self.save_dir))
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
         """Resume from the last checkpoint, or from the newest whole one; without any, load `path`.
 
         Raises ValueError if there are checkpoints, but none is whole.
         """
-        files = self._candidates() if resume else []
+        files = checkpoints_in(self.save_dir) if resume else []
         if not files:
             return self.load(path, checkpointables=[])
-        reasons = [] if self._named() else [f"{self.save_dir}/last_checkpoint names no checkpoint."]
+        reasons = [] if last_in(self.save_dir) else [f"{self.save_dir}/last_checkpoint names no checkpoint."]
         for file in files:
             try:
                 self._checkpoint = self._resumable(file)
+                self._is_resuming = bool(self.checkpointables)
             except (DamagedFileError, UnsafeFileError, OSError) as error:
                 reasons.append(str(error))
                 continue
@@ -110,21 +129,6 @@ class Checkpointer(DetectionCheckpointer):
             f"Cannot resume: none of the {len(files)} checkpoints in {self.save_dir} is whole. Start anew "
             f"with --overwrite or in another OUTPUT_DIR. The last one: {reasons[0]}"
         )
-
-    def _named(self) -> str:
-        """Return the file name in `last_checkpoint`, empty if there is none."""
-        try:
-            name = (Path(self.save_dir) / "last_checkpoint").read_text().strip()
-        except (OSError, ValueError):
-            return ""
-        return name if name.isprintable() and Path(name).name == name else ""
-
-    def _candidates(self) -> list[Path]:
-        """Return the checkpoints of the folder: the last one by name, then all others, newest first."""
-        folder, last = Path(self.save_dir), self._named()
-        files = [file for file in folder.glob("model_*.pth") if file.name != last]
-        files.sort(key=lambda file: file.lstat().st_mtime_ns, reverse=True)
-        return [folder / last, *files] if last else files
 
     def _resumable(self, file: Path) -> dict[str, Any]:
         """Return the content of a checkpoint; an error unless it holds all that is to be resumed."""
@@ -195,4 +199,10 @@ class Checkpointer(DetectionCheckpointer):
             match_class_names=self._match_class_names,
             strict=self.strict,
         )
+        if self._is_resuming and not self.report.is_complete:
+            raise ValueError(
+                f"Cannot resume, the model is another one: {str(self.report).splitlines()[0]}. Go back to "
+                "the configuration of the run (config.yaml), or start in another OUTPUT_DIR with "
+                f"MODEL.WEIGHTS {self._source}, of which all that fits is loaded."
+            )
         del checkpoint["model"]

@@ -13,6 +13,7 @@ from detectron2.utils.logger import setup_logger
 
 from mask_former.checkpoint import Checkpointer
 from mask_former.config import load_config
+from mask_former.engine.recipe_changes import tell_changes
 from mask_former.engine.run_folder import claim
 from mask_former.engine.trainer import Trainer, checkpoint_metadata
 from mask_former.evaluation import check_ground_truth
@@ -59,6 +60,8 @@ def main(arguments: Namespace) -> Any:
         importlib.import_module(module)  # registers the user's data sets or models
     cfg = setup(arguments)
     if not arguments.eval_only:
+        if arguments.resume:
+            tell_changes(cfg)
         trainer = Trainer(cfg)
         trainer.checkpointer.strict = arguments.strict
         trainer.checkpointer.allow_unsafe = arguments.allow_unsafe

@@ -22,6 +22,7 @@ from torch.optim import Optimizer
 
 from mask_former.data.loader import build_train_loader, training_seed
 from mask_former.inference.ruled_model import unwrapped
+from mask_former.solver import parameter_names, state_by_name
 
 logger = logging.getLogger(__name__)
 
@@ -173,11 +174,19 @@ class TrainStep(SimpleTrainer):
     def state_dict(self) -> dict[str, Any]:
         """Return the state that a resumed run continues from."""
         state = super().state_dict()
-        return {**state, "grad_scaler": self.grad_scaler.state_dict(), "seed": self.data_loader.seed}
+        names = parameter_names(unwrapped(self.model), self.optimizer)
+        state |= {"grad_scaler": self.grad_scaler.state_dict(), "parameter_names": names}
+        return {**state, "seed": self.data_loader.seed}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the result of `state_dict`; a scaler's state only if this run has a scaler."""
-        super().load_state_dict(state_dict)
+        """Restore the result of `state_dict`; a scaler's state only if this run has a scaler.
+
+        The optimizer's state goes to the parameters by name, and rates are those of this run.
+        """
+        optimizer, names = state_dict["optimizer"], parameter_names(unwrapped(self.model), self.optimizer)
+        if "parameter_names" in state_dict:
+            optimizer = state_by_name(optimizer, state_dict["parameter_names"], self.optimizer, names)
+        super().load_state_dict({**state_dict, "optimizer": optimizer})
         self.data_loader.seed = state_dict.get("seed", self.data_loader.seed)
         if self.grad_scaler.is_enabled() and state_dict.get("grad_scaler"):
             self.grad_scaler.load_state_dict(state_dict["grad_scaler"])

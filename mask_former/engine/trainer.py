@@ -72,6 +72,14 @@ class Trainer(DefaultTrainer):
             self.checkpointer.load(weights, checkpointables=[], match_class_names=True)
         self._trainer.data_loader.start_iteration = self.start_iter
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore a saved state; learning rates follow from this run's configuration."""
+        base_rates = list(self.scheduler.base_lrs)
+        super().load_state_dict(state_dict)
+        self.scheduler.base_lrs = base_rates
+        self.scheduler.last_epoch -= 1
+        self.scheduler.step()
+
     def train(self) -> Any:
         """Train and return the results of the last evaluation, or None if there was none."""
         if self.start_iter >= self.max_iter:
