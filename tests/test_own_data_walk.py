@@ -3,7 +3,6 @@
 import json
 import re
 import shlex
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -13,13 +12,10 @@ import torch
 import yaml
 
 import demo
+import train_net
 from mask_former.data.check import main as check
 
 ROOT = Path(__file__).parent.parent
-sys.path.append(str(ROOT))
-
-import train_net  # noqa: E402
-
 # What is added to the commands that train, so that they take seconds.
 SHORT = "SOLVER.MAX_ITER 1 SOLVER.IMS_PER_BATCH 2 TEST.SAMPLE_PICTURES 0"
 SHORT += " MODEL.DEVICE cpu DATALOADER.NUM_WORKERS 0"
