@@ -19,6 +19,7 @@ from detectron2.utils.env import seed_all_rng
 
 from mask_former.checkpoint import Checkpointer, flat_metrics
 from mask_former.config import load_config
+from mask_former.engine.record import recorded
 from mask_former.engine.screen import shown, start_logging
 from mask_former.engine.start_weights import find_weights
 from mask_former.engine.trainer import Trainer, checkpoint_metadata
@@ -58,7 +59,8 @@ def main(options: RunOptions) -> Any:
     start_logging(None, comm.get_rank())
     _import(options.imports)
     cfg = setup(options)
-    results = _evaluate(cfg, options) if options.eval_only else _train(cfg, options)
+    with recorded(Path(cfg.OUTPUT_DIR)):
+        results = _evaluate(cfg, options) if options.eval_only else _train(cfg, options)
     if results and comm.is_main_process():
         scores = Path(cfg.OUTPUT_DIR) / "scores.json"
         with replacing(scores) as partial:
