@@ -17,13 +17,15 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
 from demo import build_predictor
+from mask_former.engine.own_data import register_folder
 from mask_former.engine.sample_pictures import truth_of
 from mask_former.evaluation.ground_truth import panoptic_target, semantic_target
 from mask_former.evaluation.quality import (
     PanopticSegments,
-    SemanticCounts,
+    confusion_matrix,
     count_picture,
     panoptic_scores,
+    semantic_quality,
 )
 from mask_former.prediction.predictor import Predictor
 from mask_former.prediction.results import Result
@@ -47,9 +49,7 @@ class Scored(NamedTuple):
 
 def write_gallery(folder: Path, weights: Path, cfg: CfgNode, count: int) -> None:
     """Predict on pictures of the test set, and write files of all kinds and the rows of the page."""
-    if cfg.DATASETS.get("FOLDER"):
-        from mask_former.engine.own_data import register_folder
-
+    if cfg.DATASETS.FOLDER:
         register_folder(cfg)
     gallery, name = folder / "gallery", cfg.DATASETS.TEST[0]
     for old in (gallery, folder / "predictions"):
@@ -97,15 +97,16 @@ def _score(
     if task == "instance":
         return [Scored(entry, math.nan) for entry in entries], {}
     names, scored = predictor.classes.names, []
-    total = SemanticCounts(len(names))
+    pixels = np.zeros((len(names) + 1, len(names) + 1), np.int64)
     results = predictor.stream([entry["file_name"] for entry in entries], batch_size=4)
     for entry, result in zip(entries, results, strict=True):
-        counts, labels = SemanticCounts(len(names)), result.labels()
+        labels = result.labels()
         assert labels is not None
+        labels = np.minimum(labels, len(names)).astype(np.int64)
         target = semantic_target(entry, len(names), ignore_label)
-        counts.add(target, np.minimum(labels, len(names)).astype(np.int64), result.image_name)
-        total = total.merge([counts])
-        score = counts.scores(names, False)["mIoU"]
+        confusion = confusion_matrix(target, labels, len(names), result.image_name)
+        pixels += confusion
+        score = semantic_quality(confusion, names)["mIoU"]
         if result.panoptic is not None and task == "panoptic":
             columns = [(segment.id, segment.category_id) for segment in result.segments]
             ids, classes = np.array(columns, np.int64).reshape(-1, 2).T
@@ -113,7 +114,7 @@ def _score(
             pair = (*panoptic_target(entry, len(names)), result.panoptic, predicted)
             score = panoptic_scores(count_picture(*pair, len(names)), names)["PQ"]
         scored.append(Scored(entry, score))
-    pixels = total.confusion[: len(names)]
+    pixels = pixels[: len(names)]
     shown = np.sort(np.argsort(-pixels.sum(1), kind="stable")[:MOST_CLASSES])
     shown = shown[pixels[shown].sum(1) > 0]
     shares = 100 * pixels[np.ix_(shown, shown)] / pixels[shown].sum(1, keepdims=True)

@@ -6,6 +6,7 @@ declares keep Detectron2's meaning and are not repeated here, except where the p
 
 import copy
 import difflib
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,15 @@ CONFIG_FOLDERS = (Path(__file__).parent / "configs", Path(__file__).parent.paren
 
 # Key -> published default.
 DEFAULTS: dict[str, Any] = {
+    # A user's own data (train_net.py --data writes these): folder whose splits are registered as
+    # <folder name>_train, ..., for DATASETS.TRAIN and TEST; empty: none.
+    "DATASETS.FOLDER": "",
+    # Its layout, a name of data/own/dataset.py: LAYOUTS; empty: the one that fits.
+    "DATASETS.LAYOUT": "",
+    # Chooses the pictures for validation, where the folder itself has none.
+    "DATASETS.SPLIT_SEED": 0,
+    # Leave out pictures whose files or labels have faults, instead of stopping.
+    "DATASETS.IGNORE_FAULTS": False,
     # Recipe of the training mapper (data/mapper.py): "mask_former_semantic", "mask_former_panoptic",
     # "mask_former_instance" (resize, crop, colour, flip) or "detr_panoptic" (flip, resize, and with
     # probability one half a crop between two resizes).
@@ -44,6 +54,9 @@ DEFAULTS: dict[str, Any] = {
     # the rest in the backward pass. Same gradients, less memory, more time (docs/performance.md).
     # MODEL.SWIN.USE_CHECKPOINT, the published name, means the same.
     "SOLVER.RECOMPUTE_ACTIVATIONS": False,
+    # Steps in a row that are skipped because their loss or gradient is not finite, before the run stops. No
+    # such step changes a weight. The overflows that a float16 gradient scaler works with do not count.
+    "SOLVER.SKIP_NOT_FINITE": 0,
     # Type of automatic mixed precision when SOLVER.AMP.ENABLED: "float16" (with a gradient scaler) or
     # "bfloat16" (without).
     "SOLVER.AMP.DTYPE": "float16",
@@ -231,6 +244,12 @@ def merge_opts(cfg: CN, opts: Sequence[Any]) -> None:
             hint = f"did you mean {close[0]}?" if close else "see mask_former/config.py and Detectron2's."
             raise ValueError(f"{key} is no configuration key; {hint}")
     cfg.merge_from_list(list(opts))
+
+
+def leaves(cfg: CN) -> dict[str, Any]:
+    """Return every value of a configuration by its full key; tuples as lists, as YAML has them."""
+    values = {key: value for key, value in _items(cfg) if not isinstance(value, CN)}
+    return json.loads(json.dumps(values))
 
 
 def _items(cfg: CN, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -114,17 +114,29 @@ def encode_mask(mask: NDArray[np.bool_]) -> dict[str, Any]:
 
 def decode_mask(run_lengths: Mapping[str, Any]) -> NDArray[np.bool_]:
     """Return the mask (H, W) of COCO's run lengths, compressed or a plain list of numbers."""
-    if isinstance(run_lengths["counts"], list):
-        run_lengths = pycocotools.mask.frPyObjects(dict(run_lengths), *run_lengths["size"])
-    return pycocotools.mask.decode(dict(run_lengths)).astype(bool)
+    return pycocotools.mask.decode(run_lengths_of(run_lengths, *run_lengths["size"])).astype(bool)
 
 
 def draw_polygons(
     polygons: Sequence[Sequence[float] | NDArray], height: int, width: int
 ) -> NDArray[np.bool_]:
     """Return the mask (H, W) that COCO's polygons x1, y1, x2, y2, ... cover; they may reach beyond it."""
-    parts = pycocotools.mask.frPyObjects([list(polygon) for polygon in polygons], height, width)
-    return pycocotools.mask.decode(pycocotools.mask.merge(parts)).astype(bool)
+    return decode_mask(run_lengths_of(polygons, height, width))
+
+
+def run_lengths_of(segmentation: Any, height: int, width: int) -> dict[str, Any]:
+    """Return an annotation's mask, polygons, run lengths or (H, W), as COCO's compressed run lengths."""
+    if isinstance(segmentation, np.ndarray):
+        return encode_mask(segmentation != 0)
+    if isinstance(segmentation, Mapping):
+        compressed = dict(segmentation)
+        if isinstance(compressed["counts"], list):
+            compressed = pycocotools.mask.frPyObjects(compressed, *compressed["size"])
+    else:
+        parts = pycocotools.mask.frPyObjects([list(polygon) for polygon in segmentation], height, width)
+        compressed = pycocotools.mask.merge(parts)
+    counts = compressed["counts"]
+    return {**compressed, "counts": counts if isinstance(counts, str) else counts.decode("ascii")}
 
 
 def read_picture(path: str | Path, image_format: str, content: bytes | None = None) -> NDArray[np.uint8]:
