@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from own_sets import CLASSES, HEIGHT, WIDTH, all_pictures, box_polygon, label, picture, save
+from own_sets import HEIGHT, WIDTH, all_pictures, box_polygon, label, picture, save
 from PIL import ExifTags, Image
 
 LABEL = "labels/train/a.png"

@@ -11,10 +11,9 @@ import torch
 import yaml
 from detectron2.config import CfgNode
 
-from mask_former.config import available_device, load_config
+from mask_former.config import CONFIG_FOLDERS, available_device, load_config
 from mask_former.data.own.dataset import OwnDataset
 from mask_former.engine.start_weights import StartWeights
-from mask_former.model_zoo import CONFIG_FOLDERS
 
 RESNETS = {"R18": 18, "R34": 34, "R50": 50, "R101": 101}
 # Keys under MODEL that make the network; weights that describe themselves decide them.

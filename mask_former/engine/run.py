@@ -21,6 +21,9 @@ from mask_former.checkpoint import Checkpointer, flat_metrics
 from mask_former.config import load_config
 from mask_former.engine.own_data import recipe_file, register_folder
 from mask_former.engine.recipe import Request, is_timm
+from mask_former.engine.recipe_changes import tell_changes
+from mask_former.engine.record import recorded
+from mask_former.engine.run_folder import claim
 from mask_former.engine.screen import shown, start_logging
 from mask_former.engine.start_weights import find_weights
 from mask_former.engine.trainer import Trainer, checkpoint_metadata
@@ -40,6 +43,7 @@ class RunOptions:
     weights: str = ""
     output: str = ""
     resume: bool = False
+    overwrite: bool = False
     eval_only: bool = False
     strict: bool = False
     allow_unsafe: bool = False
@@ -60,7 +64,8 @@ def main(options: RunOptions) -> Any:
     start_logging(None, comm.get_rank())
     _import(options.imports)
     cfg = setup(options)
-    results = _evaluate(cfg, options) if options.eval_only else _train(cfg, options)
+    with recorded(Path(cfg.OUTPUT_DIR)):
+        results = _evaluate(cfg, options) if options.eval_only else _train(cfg, options)
     if results and comm.is_main_process():
         scores = Path(cfg.OUTPUT_DIR) / "scores.json"
         with replacing(scores) as partial:
@@ -80,6 +85,8 @@ def setup(options: RunOptions) -> CfgNode:
     if options.eval_only:
         cfg.MODEL.WEIGHTS = _weights_to_score(cfg, options.resume)
         cfg.OUTPUT_DIR = str(Path(cfg.OUTPUT_DIR) / f"eval_{Path(cfg.MODEL.WEIGHTS).stem}")
+    else:
+        claim(cfg.OUTPUT_DIR, resume=options.resume, overwrite=options.overwrite)
     cfg.freeze()
     start_logging(cfg.OUTPUT_DIR, comm.get_rank())
     if cfg.DATASETS.FOLDER:
@@ -102,6 +109,8 @@ def _recipe(options: RunOptions, opts: Sequence[Any]) -> Path:
     if (output / "recipe.yaml").is_file() and (options.resume or options.eval_only):
         logger.info("The recipe is that of the run, %s", output / "recipe.yaml")
         return output / "recipe.yaml"
+    if not options.eval_only:
+        claim(output, resume=options.resume, overwrite=options.overwrite)  # before a recipe is replaced
     request = Request(
         epochs=options.epochs,
         backbone=options.backbone,
@@ -144,6 +153,8 @@ def _weights_to_score(cfg: CfgNode, resume: bool) -> str:
 
 
 def _train(cfg: CfgNode, options: RunOptions) -> Any:
+    if options.resume:
+        tell_changes(cfg)
     trainer = Trainer(cfg)
     trainer.checkpointer.strict = options.strict
     trainer.checkpointer.allow_unsafe = options.allow_unsafe
