@@ -440,3 +440,12 @@ def test_semantic_labels_and_instances_become_panoptic_labels(scenes, tmp_path):
         expected[scene.mask(0)] = 2
         expected[scene.mask(1)] = 3
         assert np.array_equal(class_of[ids], expected)
+
+
+def test_a_folder_of_several_data_sets_is_none(scenes, tmp_path):
+    exports.labelme(tmp_path / "one", scenes)
+    exports.coco_instances(tmp_path / "two", scenes)
+    for number in range(12):  # files of other programs, the most of all JSON files
+        write(tmp_path, **{f"three__{number}_dot_json": "[]"})
+    with pytest.raises(ValueError, match="labelme: a JSON file of the same name beside each picture"):
+        find_dataset(tmp_path)
