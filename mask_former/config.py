@@ -139,6 +139,9 @@ DEFAULTS: dict[str, Any] = {
     "MODEL.TIMM.DROP_PATH_RATE": 0.0,
     # Maps to give, of strides 4 to 32; what none of them needs is not built.
     "MODEL.TIMM.OUT_FEATURES": ["res2", "res3", "res4", "res5"],
+    # The network that --eval-only scores: "plain", as it is trained; "float32", prepared for inference, which
+    # differs by rounding; "bfloat16"; or "auto", see modeling/preparation.py.
+    "TEST.PRECISION": "float32",
     # Metric by which the best checkpoint is kept as model_best.pth, as "task/name" (for example
     # "panoptic_seg/PQ"); higher is better. Empty: no best checkpoint.
     "TEST.BEST_METRIC": "",

@@ -29,6 +29,8 @@ from mask_former.engine.start_weights import find_weights
 from mask_former.engine.trainer import Trainer, checkpoint_metadata
 from mask_former.evaluation import check_ground_truth
 from mask_former.formats import replacing
+from mask_former.inference.ruled_model import RuledModel
+from mask_former.modeling.preparation import prepare_for_inference
 
 logger = logging.getLogger(__name__)
 
@@ -179,6 +181,8 @@ def _evaluate(cfg: CfgNode, options: RunOptions) -> Any:
             f"head, such as {random[0]}. Give --weights a checkpoint of a model with this configuration."
         )
     _tell(cfg, model)
+    if cfg.TEST.PRECISION != "plain" and isinstance(model, RuledModel):
+        model = prepare_for_inference(model, cfg.TEST.PRECISION, in_place=True)
     results = Trainer.test(cfg, model)
     if cfg.TEST.AUG.ENABLED:
         results.update(Trainer.test_with_tta(cfg, model))
