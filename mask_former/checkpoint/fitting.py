@@ -33,8 +33,8 @@ NOTHING = "Nothing to do."
 TRAIN = "Train them, or give the config that the file was made with."
 TRAIN_ON = "Train on to fit them."
 UNFREEZE = (
-    "They would keep random values: set MODEL.BACKBONE.FREEZE none and FREEZE_AT 0 (or MODEL.SWIN."
-    "FROZEN_STAGES -1)."
+    "They would keep random values: set MODEL.BACKBONE.FREEZE none, MODEL.BACKBONE.FREEZE_AT 0 and "
+    "MODEL.SWIN.FROZEN_STAGES -1."
 )
 
 
