@@ -62,8 +62,8 @@ class PictureCheck:
         Returns:
             "faults"; and of a readable picture "size" (width, height), "digest", "brightness", "contrast";
             with a label "pixels" and "segments" ([class id, count] each), "void" pixels; of a palette file
-            "palette" ([index, r, g, b] of the indices in use), and of boxes to be set "boxes" ([number, x, y,
-            width, height]).
+            "palette" ([index, r, g, b] of the indices in use); to be mended "boxes" ([number, x, y, width,
+            height]) and "empty" (ids of segments).
         """
         record = job.record
         self.faults: list[Fault] = []
@@ -194,6 +194,7 @@ class PictureCheck:
             found = f"segment ids {abbreviated(empty)} of the JSON have no pixel in the PNG"
             fault = Fault("segments without a pixel", path, found, "They are left out.", False, True)
             self._add(fault)
+            self.found["empty"] = empty
         pixels, segments = Counter[int](), Counter[int]()
         for number, area in areas.items():
             if number in listed and not listed[number].get("iscrowd", 0):
