@@ -2,6 +2,7 @@
 
 import colorsys
 import glob
+import io
 import json
 import os
 import time
@@ -138,7 +139,7 @@ def run_lengths_of(segmentation: Any, height: int, width: int) -> dict[str, Any]
     return {**compressed, "counts": counts if isinstance(counts, str) else counts.decode("ascii")}
 
 
-def read_picture(path: str | Path, image_format: str) -> NDArray[np.uint8]:
+def read_picture(path: str | Path, image_format: str, content: bytes | None = None) -> NDArray[np.uint8]:
     """Return a picture as (H, W, C) uint8, upright by its EXIF tag.
 
     16-bit grey keeps its upper eight bits, where Pillow would clip it to white. For 8-bit files the result
@@ -147,10 +148,15 @@ def read_picture(path: str | Path, image_format: str) -> NDArray[np.uint8]:
     Args:
         path: any file that Pillow reads.
         image_format: as `INPUT.FORMAT`: "RGB" or "BGR" (C = 3), "L" (C = 1).
+        content: of the file, if it is at hand.
     """
-    picture = _decode(path)
+    return picture_pixels(_decode(path, content=content), image_format, path)
+
+
+def picture_pixels(picture: Image.Image, image_format: str, name: str | Path) -> NDArray[np.uint8]:
+    """Return the pixels (H, W, C) of an upright picture, see `read_picture`; errors call it `name`."""
     if picture.mode == "F":
-        raise ValueError(f"{path} holds floating-point values; expected a picture of 8 or 16 bits.")
+        raise ValueError(f"{name} holds floating-point values; expected a picture of 8 or 16 bits.")
     if picture.mode.startswith("I"):
         picture = Image.fromarray((np.asarray(picture).clip(0, 65535) >> 8).astype(np.uint8))
     return convert_PIL_to_numpy(picture, image_format)
@@ -251,10 +257,10 @@ def read_panoptic_map(path: str | Path) -> NDArray[np.int32]:
     return rgb_to_id(np.asarray(label))
 
 
-def _decode(path: str | Path, header_only: bool = False) -> Image.Image:
+def _decode(path: str | Path, header_only: bool = False, content: bytes | None = None) -> Image.Image:
     """Return the whole picture in memory, turned upright; or, as stored, only what its header says."""
     try:
-        with PathManager.open(str(path), "rb") as file:
+        with PathManager.open(str(path), "rb") if content is None else io.BytesIO(content) as file:
             picture = Image.open(file)
             if header_only:
                 picture.getexif()

@@ -77,6 +77,40 @@ def _clip_full_model(bound: float, norm_type: float, optimizer: Optimizer, args:
     nn.utils.clip_grad_norm_(parameters, bound, norm_type)
 
 
+def parameter_names(model: nn.Module, optimizer: Optimizer) -> list[list[str]]:
+    """Return the names in `model` of the parameters of each group of `optimizer`."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    return [[names[id(parameter)] for parameter in group["params"]] for group in optimizer.param_groups]
+
+
+def state_by_name(
+    saved: dict[str, Any], saved_names: list[list[str]], optimizer: Optimizer, names: list[list[str]]
+) -> dict[str, Any]:
+    """Return the saved state of an optimizer for one whose parameters may be others, or in other groups.
+
+    Groups with their rates and weight decay are those of `optimizer`; parameters that were not trained before
+    start without a state.
+
+    Args:
+        saved: `optimizer.state_dict()` of the saved run.
+        saved_names: its `parameter_names`.
+        optimizer: whose `load_state_dict` is to read the result.
+        names: the `parameter_names` of `optimizer`.
+    """
+    states = {
+        name: saved["state"].get(index)
+        for group, group_names in zip(saved["param_groups"], saved_names, strict=True)
+        for index, name in zip(group["params"], group_names, strict=True)
+    }
+    groups = optimizer.state_dict()["param_groups"]
+    pairs = [
+        (index, states.get(name))
+        for group, group_names in zip(groups, names, strict=True)
+        for index, name in zip(group["params"], group_names, strict=True)
+    ]
+    return {"state": {index: state for index, state in pairs if state is not None}, "param_groups": groups}
+
+
 def polynomial_decay(cfg: CfgNode) -> Callable[[int], float]:
     """Return the factor on the learning rate by iteration: warm-up times (1 - iteration / last)^power."""
     solver = cfg.SOLVER

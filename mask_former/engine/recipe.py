@@ -1,4 +1,4 @@
-"""The recipe of a user's own data: a configuration that follows from data and device, a reason beside each value."""
+"""The recipe of a user's own data: a configuration by data and device, with a reason beside each value."""
 
 import math
 import os
@@ -11,15 +11,16 @@ import torch
 import yaml
 from detectron2.config import CfgNode
 
-from mask_former.config import available_device, load_config
+from mask_former.config import CONFIG_FOLDERS, available_device, load_config
 from mask_former.data.own.dataset import OwnDataset
 from mask_former.engine.start_weights import StartWeights
-from mask_former.model_zoo import CONFIG_FOLDERS
 
 RESNETS = {"R18": 18, "R34": 34, "R50": 50, "R101": 101}
 # Keys under MODEL that make the network; weights that describe themselves decide them.
-NETWORK = ("META_ARCHITECTURE", "BACKBONE", "RESNETS", "SWIN", "TIMM", "SEM_SEG_HEAD", "MASK_FORMER")
-NETWORK += ("PIXEL_MEAN", "PIXEL_STD")
+NETWORK = (
+    *("META_ARCHITECTURE", "BACKBONE", "RESNETS", "SWIN", "TIMM", "SEM_SEG_HEAD", "MASK_FORMER"),
+    *("PIXEL_MEAN", "PIXEL_STD"),
+)
 FROM_THE_DATA = ("NUM_CLASSES", "IGNORE_VALUE", "VOID_IN_LOSS", "NUM_OBJECT_QUERIES")
 IMAGENET_MEAN, IMAGENET_STD = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
 # Share of the picture that a crop shows.
@@ -101,7 +102,7 @@ class Recipe:
         """Return the YAML."""
         for key, value in self.given.items():
             if key not in self.entries:
-                self.set(key, value, "")
+                self.entries[key] = (value, "" if key == "OUTPUT_DIR" else "given with the command")
         tree: dict[str, Any] = {}
         for key, entry in self.entries.items():
             *path, name = key.split(".")
@@ -158,17 +159,17 @@ def write_recipe(
         most_segments: in one picture.
         device: to train on.
         request: what the user asked for.
-        given: configuration keys whose values are given.
+        given: configuration keys whose values are given, OUTPUT_DIR among them.
     """
     recipe = Recipe(given)
     sizing = GPU if device.is_gpu else CPU
     count = len(dataset.splits["train"])
     _set_data(recipe, dataset, request)
-    _set_network(recipe, request, device, sizing, most_segments, count)
+    _set_network(recipe, request, device, sizing, most_segments)
     crop = _set_sizes(recipe, sizes, sizing, device)
     _set_training(recipe, count, crop, device, sizing, request)
     head = f"{dataset.task} labels of {dataset.folder}, for {device.name}. Run it again, or on:\n"
-    head += "  train_net.py --config-file THIS_FILE [--resume]"
+    head += f"  train_net.py --config-file {given['OUTPUT_DIR']}/recipe.yaml [--resume]"
     return recipe.text(head, base_of(dataset.task))
 
 
@@ -180,7 +181,7 @@ def base_of(task: str) -> Path:
 
 def _set_data(recipe: Recipe, dataset: OwnDataset, request: Request) -> None:
     name, counts = dataset.folder.resolve().name, {k: len(v) for k, v in dataset.splits.items()}
-    recipe.set("DATASETS.FOLDER", str(dataset.folder.resolve()), dataset.layout)
+    recipe.set("DATASETS.FOLDER", str(dataset.folder.resolve()), "")
     recipe.set("DATASETS.LAYOUT", dataset.layout, "as found" if not request.layout else "as told")
     if request.ignore_faults:
         recipe.set("DATASETS.IGNORE_FAULTS", True, "pictures with faults are left out")
@@ -196,21 +197,24 @@ def _set_data(recipe: Recipe, dataset: OwnDataset, request: Request) -> None:
 
 
 def _set_network(
-    recipe: Recipe, request: Request, device: Device, sizing: Sizing, most_segments: int, count: int
+    recipe: Recipe, request: Request, device: Device, sizing: Sizing, most_segments: int
 ) -> None:
     start = request.start
     if start is not None:
         recipe.set("MODEL.WEIGHTS", str(start.file.resolve()), "to start from")
     else:
-        recipe.set("MODEL.WEIGHTS", "", "none given: random ones, which need many more epochs than trained ones")
+        recipe.set("MODEL.WEIGHTS", "", "none given: random ones, which learn slowly (--weights)")
     queries = sizing.queries
     if start is not None and start.cfg is not None:
+        _check_backbone(request.backbone, start)
         for key, value in _network_of(start.cfg).items():
             recipe.set(key, value, "as in the weights")
+        recipe.set("INPUT.FORMAT", start.cfg.INPUT.FORMAT, "as in the weights")
         queries = start.cfg.MODEL.MASK_FORMER.NUM_OBJECT_QUERIES
     else:
-        _set_backbone(recipe, request, device, count)
-        for key, value in {} if device.is_gpu else SMALL_HEAD.items():
+        _set_backbone(recipe, request, device)
+        is_small = not device.is_gpu and not (start and start.is_whole)
+        for key, value in SMALL_HEAD.items() if is_small else ():
             recipe.set(key, value, "small enough to train on a CPU")
     needed = math.ceil(1.5 * most_segments / 10) * 10
     reason = f"at least one and a half times the {most_segments} segments of the fullest picture"
@@ -218,7 +222,7 @@ def _set_network(
 
 
 def _network_of(cfg: CfgNode) -> dict[str, Any]:
-    """Return the keys of the network of a configuration that differ from the defaults and are not the data's."""
+    """Return the keys of a configuration's network that differ from the defaults and are not the data's."""
     defaults = load_config()
     differing: dict[str, Any] = {}
 
@@ -238,27 +242,123 @@ def _network_of(cfg: CfgNode) -> dict[str, Any]:
     return differing
 
 
-def _set_backbone(recipe: Recipe, request: Request, device: Device, count: int) -> None:
+def is_timm(backbone: str) -> bool:
+    """Return whether a name of a backbone is one of timm's."""
+    return bool(backbone) and backbone not in RESNETS
+
+
+def backbone_keys(name: str) -> dict[str, Any]:
+    """Return the configuration keys of a backbone by its short name."""
+    if is_timm(name):
+        return {"MODEL.BACKBONE.NAME": "build_timm_backbone", "MODEL.TIMM.NAME": name}
+    keys = {"MODEL.BACKBONE.NAME": "build_resnet_backbone", "MODEL.RESNETS.DEPTH": RESNETS[name]}
+    keys |= {"MODEL.RESNETS.RES2_OUT_CHANNELS": 64} if RESNETS[name] < 50 else {}
+    return keys | {"MODEL.RESNETS.OUT_FEATURES": ["res2", "res3", "res4", "res5"]}
+
+
+def _check_backbone(name: str, start: StartWeights) -> None:
+    """Raise ValueError if a backbone is asked for that is not the one of the weights."""
+    assert start.cfg is not None
+    for key, value in backbone_keys(name).items() if name else ():
+        part, own = key.split(".")[1:], start.cfg.MODEL
+        for word in part:
+            own = own[word]
+        if own != value:
+            raise ValueError(f"--backbone {name}: {start.file} has {key} {own}; leave --backbone out.")
+
+
+def _set_backbone(recipe: Recipe, request: Request, device: Device) -> None:
     """Set the backbone by name, by its weights, or by the device."""
-    start = request.start
+    start, name = request.start, request.backbone or ("R50" if device.is_gpu else "R18")
+    keys: Mapping[str, Any] = backbone_keys(name)
+    reason = "as told" if request.backbone else f"for {device.name}"
     if start is not None and start.backbone and not request.backbone:
-        for key, value in start.backbone.items():
-            recipe.set(key, value, "as in the weights")
-        name = recipe.entries.get("MODEL.RESNETS.DEPTH", ("", ""))[0] and "R"
-    else:
-        name = request.backbone or ("R50" if device.is_gpu else "R18")
-        reason = "as told" if request.backbone else f"for {device.name}"
-        if name in RESNETS:
-            recipe.set("MODEL.BACKBONE.NAME", "build_resnet_backbone", reason)
-            recipe.set("MODEL.RESNETS.DEPTH", RESNETS[name], reason)
-            if RESNETS[name] < 50:
-                recipe.set("MODEL.RESNETS.RES2_OUT_CHANNELS", 64, "of this depth")
-        else:
-            recipe.set("MODEL.BACKBONE.NAME", "build_timm_backbone", "a model of timm")
-            recipe.set("MODEL.TIMM.NAME", name, reason)
-    if name in RESNETS or name == "R":
-        recipe.set("MODEL.RESNETS.OUT_FEATURES", ["res2", "res3", "res4", "res5"], "maps of 1/4 to 1/32")
-        norm, reason = ("FrozenBN", "statistics of the weights") if start else ("BN", "nothing to freeze yet")
-        recipe.set("MODEL.RESNETS.NORM", norm, reason)
+        keys, reason = start.backbone, "as in the weights"
+    for key, value in keys.items():
+        recipe.set(key, value, reason)
+    if "MODEL.RESNETS.DEPTH" in keys:
+        norm = (
+            ("FrozenBN", "statistics of the weights")
+            if start
+            else ("BN", "not frozen: nothing is trained yet")
+        )
+        recipe.set("MODEL.RESNETS.NORM", *norm)
+    if "MODEL.TIMM.NAME" not in keys:  # those of timm know theirs
         recipe.set("MODEL.PIXEL_MEAN", IMAGENET_MEAN, "of ImageNet, RGB")
         recipe.set("MODEL.PIXEL_STD", IMAGENET_STD, "of ImageNet, RGB")
+
+
+def _set_sizes(
+    recipe: Recipe, sizes: Mapping[tuple[int, int], int], sizing: Sizing, device: Device
+) -> tuple[int, int]:
+    """Set sizes and crops by the pictures' own sizes, and return (height, width) of a crop."""
+    pictures = [size for size, times in sorted(sizes.items()) for _ in range(times)]
+    aspects = sorted(max(size) / min(size) for size in pictures)
+    shorts = sorted(min(size) for size in pictures)
+    short, aspect = shorts[len(shorts) // 2], aspects[len(aspects) // 2]
+    affordable = math.isqrt(int(sizing.pixels / (CROP_SHARE**2 * aspect)))
+    side = recipe.set(
+        "INPUT.MIN_SIZE_TEST",
+        max(SMALLEST_SIDE, min(short, affordable)),
+        f"median of the shorter sides, {short}, kept in {SMALLEST_SIDE} to {affordable}",
+    )
+    longest = math.ceil(side * aspects[-1])
+    recipe.set("INPUT.MAX_SIZE_TEST", longest, "the longest picture keeps its shape")
+    scales = [round(side * scale) for scale in sizing.scales]
+    first, last = sizing.scales[0], sizing.scales[-1]
+    recipe.set("INPUT.MIN_SIZE_TRAIN", scales, f"{first} to {last} times the size for tests")
+    recipe.set("INPUT.MAX_SIZE_TRAIN", math.ceil(longest * last), "so that no scale is cut")
+    across, along = (max(32, int(CROP_SHARE * length) // 32 * 32) for length in (side, side * aspect))
+    wide = sum(width >= height for width, height in pictures) / len(pictures)
+    crop = [across, along] if wide > 0.9 else [along, across] if wide < 0.1 else [across, across]
+    recipe.set("INPUT.CROP.ENABLED", True, "other views of the same pictures")
+    height, width = recipe.set("INPUT.CROP.SIZE", crop, f"{CROP_SHARE} of a picture, a multiple of 32")
+    return int(height), int(width)
+
+
+def _set_training(
+    recipe: Recipe, count: int, crop: tuple[int, int], device: Device, sizing: Sizing, request: Request
+) -> None:
+    """Set batch, learning rate and lengths; `count` pictures, of which a step sees crops."""
+    batch, parts = _batch(count, crop, device, sizing, request.processes)
+    batch = recipe.set("SOLVER.IMS_PER_BATCH", batch, f"for {device.name} and {count} pictures")
+    recipe.set(
+        "SOLVER.ACCUMULATE", parts, "parts of the batch, one after the other, that memory has room for"
+    )
+    if device.is_gpu:
+        recipe.set("SOLVER.AMP.ENABLED", True, "faster, in less memory")
+        kind = "bfloat16" if device.has_bfloat16 else "float16"
+        recipe.set("SOLVER.AMP.DTYPE", kind, "what the GPU has")
+        if crop[0] * crop[1] > 512 * 512:
+            recipe.set("MODEL.MASK_FORMER.LOSS_POINTS", 12544, "less memory for crops larger than 512x512")
+    rate = sizing.rate * math.sqrt(batch / sizing.batch)
+    reason = f"{sizing.rate} at a batch of {sizing.batch}, by the square root of the batch"
+    recipe.set("SOLVER.BASE_LR", float(f"{rate:.2g}"), reason)
+    multiplier = (0.1, "trained already") if request.start else (1.0, "as new as the rest")
+    recipe.set("SOLVER.BACKBONE_MULTIPLIER", *multiplier)
+    fewest, most = sizing.fewest_epochs * count / batch, sizing.most_epochs * count / batch
+    steps, reason = max(fewest, min(sizing.steps, most)), f"{sizing.steps} for {device.name}"
+    if request.epochs is not None:
+        steps, reason = request.epochs * count / batch, f"{request.epochs} epochs as told"
+    steps = max(1, math.ceil(steps))
+    reason += f"; {steps * batch / count:.3g} times through {count} pictures"
+    steps = recipe.set("SOLVER.MAX_ITER", steps, reason)
+    recipe.set("SOLVER.WARMUP_ITERS", min(500, steps // 10), "a tenth of the run, 500 at most")
+    tenth = math.ceil(steps / 10)
+    recipe.set("TEST.EVAL_PERIOD", tenth, "ten times in all; the best weights are kept")
+    recipe.set("SOLVER.CHECKPOINT_PERIOD", tenth, "as often; the last two are kept")
+    workers = min(4, device.cores // 2) if device.is_gpu else min(1, device.cores - 1)
+    recipe.set("DATALOADER.NUM_WORKERS", workers, f"of {device.cores} cores")
+
+
+def _batch(
+    count: int, crop: tuple[int, int], device: Device, sizing: Sizing, processes: int
+) -> tuple[int, int]:
+    """Return the pictures of a step, a multiple of `processes`, and in how many parts they are trained."""
+    own = max(1, min(sizing.batch, count) // processes)
+    parts = 1
+    if device.is_gpu:
+        need = BYTES_OF_PICTURE * crop[0] * crop[1] / 512**2
+        fitting = max(1, int((0.9 * device.memory - BYTES_BESIDE) / need))
+        parts = next(n for n in range(1, own + 1) if (own % n == 0 and own // n <= fitting) or n == own)
+    return own * processes, parts

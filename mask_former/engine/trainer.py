@@ -73,6 +73,14 @@ class Trainer(DefaultTrainer):
             self.checkpointer.load(weights, checkpointables=[], match_class_names=True)
         self._trainer.data_loader.start_iteration = self.start_iter
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore a saved state; learning rates follow from this run's configuration."""
+        base_rates = list(self.scheduler.base_lrs)
+        super().load_state_dict(state_dict)
+        self.scheduler.base_lrs = base_rates
+        self.scheduler.last_epoch -= 1
+        self.scheduler.step()
+
     def train(self) -> Any:
         """Train and return the results of the last evaluation, or None if there was none."""
         if self.start_iter >= self.max_iter:
@@ -105,7 +113,9 @@ class Trainer(DefaultTrainer):
             result += [hooks.PeriodicWriter(self.build_writers(), period=LOG_PERIOD), ProgressBar()]
         return [*result, StopOnSignal(self.checkpointer)]
 
-    def _evaluate(self) -> OrderedDict:
+    def _evaluate(self) -> OrderedDict | None:
+        if self.iter == self.max_iter - 1:
+            return None  # Detectron2's hook evaluates, too, when the last step has failed
         self._last_eval_results = self.test(self.cfg, self.model)
         self.checkpointer.metadata["metrics"] = flat_metrics(self._last_eval_results or {})
         if self.iter == self.max_iter:
