@@ -61,15 +61,15 @@ def files_by_stem(
     files: dict[str, str] = {}
     for place, folders, names in os.walk(folder, followlinks=True):
         folders[:] = [name for name in folders if recursive and not name.startswith(".")]
-        prefix = Path(place).relative_to(folder).as_posix() + "/"
+        prefix = (Path(place).relative_to(folder).as_posix() + "/").removeprefix("./")
         for name in names:
-            base, suffix = os.path.splitext(name)
-            if suffix.lower() not in suffixes or name.startswith("."):
+            base, _, suffix = name.rpartition(".")
+            if f".{suffix.lower()}" not in suffixes or name[0] == ".":
                 continue
-            stem, file = prefix.removeprefix("./") + base, os.path.join(place, name)
+            stem, file = prefix + base, f"{place}{os.sep}{name}"
             if stem in files and unique:
                 raise ValueError(f"{files[stem]} and {file} differ only in the extension; keep one of them.")
-            if stem not in files or suffix.lower() in LABEL_SUFFIXES:
+            if stem not in files or f".{suffix.lower()}" in LABEL_SUFFIXES:
                 files[stem] = file
     return dict(sorted(files.items()))
 
@@ -167,9 +167,13 @@ def _labels_of(
     pictures: Collection[str], labels: Mapping[str, str]
 ) -> tuple[dict[str, dict[str, str]], list[str]]:
     """Return the labels of pictures by stem and by folder of a class, and those of no picture."""
-    endings = ("", *LABEL_ENDINGS)
+    plain: dict[str, str] = {}
     names = {stem: stem.removesuffix("_leftImg8bit") for stem in pictures}
-    plain = max(({s: labels[n + e] for s, n in names.items() if n + e in labels} for e in endings), key=len)
+    for ending in ("", *LABEL_ENDINGS):
+        if 2 * len(plain) < len(names):
+            plain = max(
+                plain, {s: labels[n + ending] for s, n in names.items() if n + ending in labels}, key=len
+            )
     by_class: dict[str, dict[str, str]] = {}
     for stem, file in labels.items():
         name, _, rest = stem.partition("/")

@@ -141,8 +141,8 @@ def _offer_labelme(folder: Path, seed: int) -> Offer:
     splits: dict[str, list[Pair]] = {}
     strays: list[str] = []
     for split, root in (roots if "train" in roots else {"train": folder}).items():
-        pictures = _below(root, PICTURE_FOLDERS, PICTURE_SUFFIXES)
         labels = _below(root, LABEL_FOLDERS, {".json"})
+        pictures = _below(root, PICTURE_FOLDERS, PICTURE_SUFFIXES) if labels else {}
         splits[split] = [(file, labels.get(stem)) for stem, file in pictures.items()]
         strays += [file for stem, file in labels.items() if stem not in pictures]
     first = next((label for _, label in splits["train"] if label), None)
