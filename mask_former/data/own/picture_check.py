@@ -26,6 +26,8 @@ from .report import Fault, merged
 
 Record = Mapping[str, Any]
 DIGEST_BYTES = 16
+# What readers raise at files whose content is of other types than expected.
+CONTENT_ERRORS = (OSError, ValueError, LookupError, TypeError, AttributeError)
 LABEL_KEYS = {"panoptic": "pan_seg_file_name", "instance": "annotations"}
 
 
@@ -69,13 +71,21 @@ class PictureCheck:
         size = self._check_picture(record)
         if has_label(record, self.task):
             if size is not None:
-                getattr(self, f"_check_{self.task}")(job, size)
+                self._check_label(job, size)
         elif job.split != "test":
             remedy = "It is left out; add a label with the picture's name, or take it out."
             what = "pictures without a label"
             self._add(Fault(what, record["file_name"], "it has no label", remedy, stops=False, mended=True))
         faults = merged(self.faults)
         return {**self.found, "faults": [{**f.to_dict(), "picture": record["file_name"]} for f in faults]}
+
+    def _check_label(self, job: Job, size: tuple[int, int]) -> None:
+        try:
+            getattr(self, f"_check_{self.task}")(job, size)
+        except CONTENT_ERRORS as error:
+            remedy = "Export the label again."
+            found = f"{type(error).__name__}: {error}"
+            self._add(Fault("labels that cannot be used", job.record["file_name"], found, remedy))
 
     def _add(self, *faults: Fault) -> None:
         self.faults += faults
