@@ -22,6 +22,7 @@ from mask_former.config import load_config
 from mask_former.engine.own_data import recipe_file, register_folder
 from mask_former.engine.recipe import Request, is_timm
 from mask_former.engine.recipe_changes import tell_changes
+from mask_former.engine.record import recorded
 from mask_former.engine.run_folder import claim
 from mask_former.engine.screen import shown, start_logging
 from mask_former.engine.start_weights import find_weights
@@ -63,7 +64,8 @@ def main(options: RunOptions) -> Any:
     start_logging(None, comm.get_rank())
     _import(options.imports)
     cfg = setup(options)
-    results = _evaluate(cfg, options) if options.eval_only else _train(cfg, options)
+    with recorded(Path(cfg.OUTPUT_DIR)):
+        results = _evaluate(cfg, options) if options.eval_only else _train(cfg, options)
     if results and comm.is_main_process():
         scores = Path(cfg.OUTPUT_DIR) / "scores.json"
         with replacing(scores) as partial:
