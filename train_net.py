@@ -102,10 +102,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if arguments.debug:
             raise
-        from mask_former.engine.screen import one_line
+        from mask_former.engine.screen import told
 
         logging.getLogger("mask_former").debug("The run failed", exc_info=True)  # in the log file
-        sys.stderr.write(f"error: {one_line(error)}\n")
+        sys.stderr.write(f"error: {told(error)}\n")
         return 1
     return 0
 

@@ -107,18 +107,17 @@ def _score_table(scores: Mapping[str, float]) -> str:
     return tabulate(rows, headers=["", "all", "things", "stuff"], tablefmt="simple", floatfmt=".1f")
 
 
-def _next_steps(output: Path, config_file: str) -> str:
-    python, config_file = shlex.quote(os.path.relpath(sys.executable)), shlex.quote(config_file)
-    weights = shlex.quote(str(output / WEIGHTS))
+def _next_steps(output: Path) -> str:
+    python, weights = shlex.quote(os.path.relpath(sys.executable)), shlex.quote(str(output / WEIGHTS))
     return f"""
 Look at {output / "index.html"} (open it in a browser), and at the files in {output / "predictions"}.
 
-Next, your own pictures, your own video, and training on data of your own (datasets/README.md has my_data.py):
+Next, your own pictures, your own video, and a model of your own data (docs/own-data.md). The model of the
+demo knows shapes and nothing else: it sees shapes in photographs, too.
 
   {python} demo/demo.py --weights {weights} --input PICTURES --output results --save overlay,labels,csv
   {python} demo/demo.py --weights {weights} --video-input VIDEO.mp4 --output results
-  {python} train_net.py --config-file {config_file} --import my_data DATASETS.TRAIN "('town_train',)" \\
-      DATASETS.TEST "('town_val',)" MODEL.SEM_SEG_HEAD.NUM_CLASSES 2 MODEL.WEIGHTS {weights}
+  {python} train_net.py --data FOLDER --weights {weights}
 """
 
 
@@ -152,7 +151,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (OSError, ValueError, KeyError) as error:
         sys.stderr.write(f"error: {error.args[0] if isinstance(error, KeyError) else error}\n")
         return 1
-    _say(_next_steps(arguments.output, arguments.config_file))
+    _say(_next_steps(arguments.output))
     return 0
 
 

@@ -12,7 +12,7 @@ from tiny_runs import CONFIG, OPTS, tiny_config
 
 from mask_former.checkpoint import read_checkpoint
 from mask_former.checkpoint.reading import DamagedFileError
-from mask_former.engine import Trainer, argument_parser, main
+from mask_former.engine import RunOptions, Trainer, main
 from mask_former.engine.recipe_changes import tell_changes
 from mask_former.engine.run_folder import claim
 
@@ -175,7 +175,8 @@ def test_the_lock_of_a_killed_run_is_stale_at_once(tmp_path, holder):
 
 def run_program(output: Path, flag: str = "", *more: str, iterations: int = 4) -> None:
     opts = [*OPTS, *RUN, "SOLVER.MAX_ITER", str(iterations), "OUTPUT_DIR", str(output), *more]
-    main(argument_parser().parse_args(["--config-file", str(CONFIG), *([flag] if flag else []), *opts]))
+    flags = {flag.removeprefix("--").replace("-", "_"): True} if flag else {}
+    main(RunOptions(config_file=str(CONFIG), opts=opts, **flags))
 
 
 def test_a_used_folder_is_refused_and_left_as_it_is(data_folder, used):
