@@ -39,6 +39,7 @@ setup(
         "test": ["pytest", "pytest-timeout", "pytest-xdist", "h5py", "av", "cityscapesscripts"],
         "cityscapes": ["cityscapesscripts"],
         "bridge": ["transformers", "timm"],
+        "timm": ["timm>=1.0.31"],
         "export": [
             *("onnx", "onnxscript", "onnxruntime", "openvino", "starlette", "uvicorn"),
             # It refuses the numpy that later Pythons get.

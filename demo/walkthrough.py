@@ -19,6 +19,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -34,7 +35,7 @@ from demo import build_predictor
 from mask_former.checkpoint import flat_metrics
 from mask_former.config import load_config
 from mask_former.data.datasets import datasets_root
-from mask_former.engine import argument_parser as train_arguments
+from mask_former.engine import RunOptions
 from mask_former.engine import main as train_or_evaluate
 from mask_former.engine.sample_pictures import truth_of
 from mask_former.formats import replacing
@@ -68,18 +69,17 @@ def walk(config_file: str, output: Path, pictures: int = 12, opts: Sequence[str]
 def _train(config_file: str, cfg: CfgNode, opts: Sequence[str]) -> None:
     """Train to the end and evaluate, continue that, or do nothing if it is done."""
     output = Path(cfg.OUTPUT_DIR)
-    arguments = train_arguments().parse_args(["--config-file", str(config_file), "--resume", *opts])
+    options = RunOptions(config_file=str(config_file), opts=opts, resume=True)
     last = cfg.SOLVER.MAX_ITER - 1
     records = read_metrics(output / "metrics.json")
     is_trained = any("total_loss" in r and r["iteration"] >= last for r in records)
     if not (is_trained and (output / WEIGHTS).is_file()):
         _say(f"Training, {cfg.SOLVER.MAX_ITER} iterations ...")
-        train_or_evaluate(arguments)
+        train_or_evaluate(options)
         records = read_metrics(output / "metrics.json")
     if not latest_scores(r for r in records if r["iteration"] >= last):  # interrupted before evaluation
-        arguments.resume, arguments.eval_only = False, True
-        arguments.opts = [*opts, "MODEL.WEIGHTS", str(output / WEIGHTS)]
-        record = {"iteration": cfg.SOLVER.MAX_ITER, **flat_metrics(train_or_evaluate(arguments))}
+        options = replace(options, resume=False, eval_only=True, weights=str(output / WEIGHTS))
+        record = {"iteration": cfg.SOLVER.MAX_ITER, **flat_metrics(train_or_evaluate(options))}
         with (output / "metrics.json").open("a") as file:
             file.write("\n" + json.dumps(record) + "\n")
 

@@ -119,6 +119,14 @@ DEFAULTS: dict[str, Any] = {
     "MODEL.SWIN.USE_CHECKPOINT": False,
     # Stages whose parameters stay fixed: -1 none, 0 the patch embedding, n that and the first n stages.
     "MODEL.SWIN.FROZEN_STAGES": -1,
+    # Backbone of timm (modeling/timm_backbone.py), registered as "build_timm_backbone". MODEL.PIXEL_MEAN and
+    # _STD are those of timm's record of the net, unless they differ from Detectron2's defaults.
+    # Name of the net, with or without the tag of its weights.
+    "MODEL.TIMM.NAME": "",
+    # Stochastic depth. 0: none, for nets that have no such option.
+    "MODEL.TIMM.DROP_PATH_RATE": 0.0,
+    # Maps to give, of strides 4 to 32; what none of them needs is not built.
+    "MODEL.TIMM.OUT_FEATURES": ["res2", "res3", "res4", "res5"],
     # Metric by which the best checkpoint is kept as model_best.pth, as "task/name" (for example
     # "panoptic_seg/PQ"); higher is better. Empty: no best checkpoint.
     "TEST.BEST_METRIC": "",

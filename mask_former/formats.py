@@ -152,6 +152,13 @@ def picture_size(path: str | Path) -> tuple[int, int]:
     return (height, width) if picture.getexif().get(ExifTags.Base.Orientation, 1) >= 5 else (width, height)
 
 
+def picture_mode(path: str | Path) -> tuple[str, list[tuple[int, ...]]]:
+    """Return Pillow's mode of a file, and the colours of its palette if it has one, from its header alone."""
+    picture = _decode(path, header_only=True)
+    numbers = picture.getpalette() if picture.mode == "P" else None
+    return picture.mode, list(zip(*[iter(numbers or ())] * 3, strict=True))
+
+
 def read_label_map(path: str | Path) -> NDArray[np.integer]:
     """Return the class indices (H, W) of a one-channel file as stored: 8, 16 or 32 bits, or a palette."""
     label = _decode(path)
@@ -164,6 +171,61 @@ def read_label_map(path: str | Path) -> NDArray[np.integer]:
     indices = np.asarray(label)
     # Pillow gives the true pixels of a one-bit file as bytes of 255.
     return indices.astype(np.uint8) if label.mode == "1" else indices
+
+
+def semantic_label_files(entry: Mapping[str, Any]) -> list[str]:
+    """Return the files of the semantic label of a data set's entry; empty if it has none."""
+    if "sem_seg_file_name" in entry:
+        return [entry["sem_seg_file_name"]]
+    return [file for file, _ in entry.get("sem_seg_masks", ())]
+
+
+def read_semantic_label(entry: Mapping[str, Any]) -> NDArray[np.integer]:
+    """Return the class indices (H, W) of the semantic label of a data set's entry.
+
+    Args:
+        entry: has either "sem_seg_file_name", a label map, and where that does not hold class indices
+            "sem_seg_values", {value or (R, G, B): class index}; or "sem_seg_masks", a list of
+            (file of a mask that is not 0 at the class's pixels, class index), of which the last one wins;
+            pixels of no mask are class 0.
+    """
+    if "sem_seg_masks" in entry:
+        return _read_class_masks(entry["sem_seg_masks"])
+    path, values = entry["sem_seg_file_name"], entry.get("sem_seg_values")
+    if values is None:
+        return read_label_map(path)
+    in_colors = isinstance(next(iter(values)), tuple)
+    label = rgb_to_id(np.asarray(_decode(path).convert("RGB"))) if in_colors else read_label_map(path)
+    table = {int(rgb_to_id(np.uint8(key))) if in_colors else key: index for key, index in values.items()}
+    keys = np.array(sorted(table))
+    places = np.searchsorted(keys, label).clip(max=len(keys) - 1)
+    unknown = label[keys[places] != label]
+    if len(unknown):
+        found = tuple(id_to_rgb(unknown[0]).tolist()) if in_colors else unknown[0]
+        raise ValueError(
+            f"{path}: {len(unknown)} of {label.size} pixels are none of the {len(keys)} "
+            f"{'colours' if in_colors else 'values'} of the classes, the first {found}; expected "
+            f"{', '.join(map(str, list(values)[:8]))}{', ...' if len(values) > 8 else ''}. Correct the "
+            "label, or add to the table of classes, where void pixels are an entry named void."
+        )
+    indices = np.array([table[key] for key in keys.tolist()])
+    return indices.astype(np.min_scalar_type(indices.max()))[places]
+
+
+def _read_class_masks(masks: Sequence[tuple[str, int]]) -> NDArray[np.integer]:
+    label: NDArray[np.integer] | None = None
+    for path, index in masks:
+        mask = read_label_map(path) != 0
+        if label is None:
+            label = np.zeros(mask.shape, np.uint8 if max(i for _, i in masks) < 256 else np.uint16)
+        if mask.shape != label.shape:
+            raise ValueError(
+                f"{path} is {mask.shape[1]}x{mask.shape[0]}, but {masks[0][0]} is "
+                f"{label.shape[1]}x{label.shape[0]} (width x height). The masks of a picture have one size."
+            )
+        label[mask] = index
+    assert label is not None, "an entry with a label has at least one mask"
+    return label
 
 
 def read_panoptic_map(path: str | Path) -> NDArray[np.int32]:

@@ -10,6 +10,7 @@ PACKAGE = Path(__file__).parent.parent / "mask_former"
 
 # Module -> modules of ours that it may import; a package stands for all that is in it.
 ALLOWED = {
+    "cpu": set(),
     "config": set(),
     "solver": set(),
     "formats": set(),
@@ -24,6 +25,7 @@ ALLOWED = {
     "modeling.transformer": set(),
     "modeling.window_attention": {"modeling.transformer"},
     "modeling.swin": {"modeling.window_attention"},
+    "modeling.timm_backbone": set(),
     "modeling.points": {"modeling.losses"},
     "modeling.matcher": {"modeling.losses", "modeling.points", "modeling.structures"},
     "modeling.criterion": {"modeling.losses", "modeling.points", "modeling.structures"},
@@ -36,7 +38,7 @@ ALLOWED = {
         "inference",
     },
     "modeling.build": {
-        *("modeling.per_pixel", "modeling.swin", "modeling.transformer"),
+        *("modeling.per_pixel", "modeling.swin", "modeling.timm_backbone", "modeling.transformer"),
         *("inference", "config"),
     },
     "modeling.preparation": {"modeling"},
@@ -53,7 +55,7 @@ ALLOWED = {
     # Programs.
     "engine": {
         *("engine", "config", "checkpoint", "data", "evaluation", "inference", "prediction"),
-        *("solver", "modeling.build", "formats"),
+        *("solver", "modeling.build", "formats", "model_zoo", "conversion"),
     },
     "export": {
         *("export", "config", "evaluation", "formats", "inference", "prediction"),

@@ -22,8 +22,9 @@ from torch.optim.lr_scheduler import LRScheduler
 from mask_former.checkpoint import Checkpointer, describe, flat_metrics
 from mask_former.config import recomputes_activations, refuse_unsupported
 from mask_former.data.loader import build_test_loader
-from mask_former.engine.hooks import KeepBest, ProgressLine, StopOnSignal
+from mask_former.engine.hooks import KeepBest, ProgressLine, SaveAndClean, StopOnSignal
 from mask_former.engine.sample_pictures import draw_samples
+from mask_former.engine.screen import ProgressBar
 from mask_former.engine.step import TrainingData, TrainStep
 from mask_former.evaluation import build_evaluators, check_evaluators, check_ground_truth, semantic_form
 from mask_former.evaluation.build import evaluators_of
@@ -103,13 +104,13 @@ class Trainer(DefaultTrainer):
         is_main = comm.is_main_process()
         result = [hooks.IterationTimer(), hooks.LRScheduler()]
         if is_main:
-            result.append(hooks.PeriodicCheckpointer(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD))
+            result.append(SaveAndClean(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD))
         # After the checkpoint is saved, in case evaluation fails.
         result.append(hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self._evaluate))
         if is_main and cfg.TEST.BEST_METRIC:
             result.append(KeepBest(self.checkpointer, cfg.TEST.BEST_METRIC))
         if is_main:
-            result.append(hooks.PeriodicWriter(self.build_writers(), period=LOG_PERIOD))
+            result += [hooks.PeriodicWriter(self.build_writers(), period=LOG_PERIOD), ProgressBar()]
         return [*result, StopOnSignal(self.checkpointer)]
 
     def _evaluate(self) -> OrderedDict | None:
@@ -143,7 +144,7 @@ class Trainer(DefaultTrainer):
     def build_model(cls, cfg: CfgNode) -> nn.Module:
         """See `modeling.build.build_model`."""
         model = build_model(cfg)
-        logger.info("Model:\n%s", model)
+        logger.debug("Model:\n%s", model)
         return model
 
     @classmethod

@@ -9,6 +9,8 @@ from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators, SemSegEvaluator
 from detectron2.utils import comm
 
+from mask_former.formats import semantic_label_files
+
 from .detectron2_evaluators import CityscapesInstance, CityscapesSemantic, InstanceEvaluator
 from .evaluators import CountingEvaluator, PanopticEvaluator, SemanticEvaluator
 from .ground_truth import Entry, entries_by_file, metadata_value
@@ -128,8 +130,8 @@ def check_ground_truth(cfg: CfgNode, dataset_names: Sequence[str], sample: int =
 
 
 def _check_files(entries: Sequence[Entry], dataset_name: str) -> None:
-    keys = ("file_name", "sem_seg_file_name", "pan_seg_file_name")
-    names = [entry[key] for entry in entries for key in keys if key in entry]
+    names = [entry[key] for entry in entries for key in ("file_name", "pan_seg_file_name") if key in entry]
+    names += [file for entry in entries for file in semantic_label_files(entry)]
     missing = [name for name in names if not Path(name).is_file()]
     if missing:
         raise FileNotFoundError(

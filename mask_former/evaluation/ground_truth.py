@@ -8,7 +8,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.catalog import Metadata
 from numpy.typing import NDArray
 
-from mask_former.formats import read_label_map, read_panoptic_map
+from mask_former.formats import read_panoptic_map, read_semantic_label, semantic_label_files
 
 from .quality import PanopticSegments, segment_index, segments_from_info, to_classes
 
@@ -82,7 +82,7 @@ def class_name(metadata: Metadata, key: str, index: int) -> str:
 
 def semantic_classes(dataset_name: str, entries: Mapping[str, Entry]) -> Classes:
     """Return the classes of a data set's semantic labels; if no entry has any, the panoptic classes."""
-    if not any("sem_seg_file_name" in entry for entry in entries.values()):
+    if not any(map(semantic_label_files, entries.values())):
         return panoptic_classes(dataset_name)
     metadata = MetadataCatalog.get(dataset_name)
     names = [str(name) for name in metadata_value(metadata, "stuff_classes", "class names by class index")]
@@ -131,9 +131,9 @@ def semantic_target(entry: Entry, num_classes: int, ignore_label: int | None) ->
 
     Without semantic labels they are taken from the panoptic truth, crowds included.
     """
-    if "sem_seg_file_name" in entry:
-        source = entry["sem_seg_file_name"]
-        return to_classes(read_label_map(source), num_classes, ignore_label, source)
+    files = semantic_label_files(entry)
+    if files:
+        return to_classes(read_semantic_label(entry), num_classes, ignore_label, files[0])
     panoptic_map, segments = panoptic_target(entry, num_classes)
     class_of_segment = np.concatenate([[num_classes], segments.classes])
     return class_of_segment[segment_index(panoptic_map, segments.ids, entry["pan_seg_file_name"])]

@@ -1,0 +1,65 @@
+"""Weights that a run starts from, by whatever name a user knows them."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from detectron2.config import CfgNode
+from detectron2.utils import comm
+
+from mask_former import model_zoo
+from mask_former.checkpoint import described_config, resolve
+from mask_former.config import load_config
+from mask_former.conversion.backbones import describe_backbone
+from mask_former.conversion.files import TO_OURS, SourceWeights, read_source, write_checkpoint
+
+# Kinds of files that the checkpointer cannot load as they are.
+CONVERTED = (*TO_OURS, "hugging_face")
+
+
+class StartWeights(NamedTuple):
+    """A file that the checkpointer loads, and what it says of its model.
+
+    cfg: configuration of the whole model that the weights belong to; None if the file does not hold it.
+    backbone: configuration keys of the backbone, where the file holds a known one alone.
+    """
+
+    file: Path
+    cfg: CfgNode | None
+    backbone: dict[str, Any]
+
+
+def find_weights(name: str, folder: Path, allow_unsafe: bool = False) -> StartWeights:
+    """Return weights by name.
+
+    Args:
+        name: a path, URL or detectron2:// name of a checkpoint or of a backbone's file, a folder of Hugging
+            Face's, or a name in the zoo.
+        folder: where weights of another layout are written in ours, as start_weights.pth.
+        allow_unsafe: read pickles without restriction.
+    """
+    path = Path(name).expanduser()
+    if not path.exists() and not path.suffix and "://" not in name:
+        return StartWeights(model_zoo.weights_file(name), model_zoo.get_config(name), {})
+    path = path if path.is_dir() else resolve(name)
+    source = read_source(path, allow_unsafe)
+    keys = describe_backbone(source.state).keys if source.is_backbone else {}
+    start = StartWeights(path, _described(source, path), dict(keys))
+    if source.kind not in CONVERTED:
+        return start
+    file = folder / "start_weights.pth"
+    if comm.is_main_process():
+        folder.mkdir(parents=True, exist_ok=True)
+        metadata = {**source.metadata, **({"class_names": source.names} if source.names else {})}
+        write_checkpoint(source.state, metadata, source.author, file)
+    comm.synchronize()
+    return start._replace(file=file)
+
+
+def _described(source: SourceWeights, path: Path) -> CfgNode | None:
+    """Return the configuration that weights hold, over the defaults, or None."""
+    if not source.keys:
+        return described_config(source.metadata, path)
+    cfg = load_config()
+    for key, value in source.keys.items():
+        cfg.merge_from_list([key, value])
+    return cfg
