@@ -29,9 +29,9 @@ import yaml
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 from PIL import Image
-from video_files import VIDEO_SUFFIXES, VideoReader
 
 from mask_former.formats import replacing
+from mask_former.prediction.video import VIDEO_SUFFIXES, VideoReader
 
 logger = logging.getLogger("mask_former.demo")
 

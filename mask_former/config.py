@@ -17,8 +17,20 @@ from detectron2.config import CfgNode as CN
 from detectron2.config import get_cfg
 from detectron2.projects.deeplab import add_deeplab_config
 
+# Where configurations lie: in an installed package, in a checkout.
+CONFIG_FOLDERS = (Path(__file__).parent / "configs", Path(__file__).parent.parent / "configs")
+
 # Key -> published default.
 DEFAULTS: dict[str, Any] = {
+    # A user's own data (train_net.py --data writes these): folder whose splits are registered as
+    # <folder name>_train, ..., for DATASETS.TRAIN and TEST; empty: none.
+    "DATASETS.FOLDER": "",
+    # Its layout, a name of data/own/dataset.py: LAYOUTS; empty: the one that fits.
+    "DATASETS.LAYOUT": "",
+    # Chooses the pictures for validation, where the folder itself has none.
+    "DATASETS.SPLIT_SEED": 0,
+    # Leave out pictures whose files or labels have faults, instead of stopping.
+    "DATASETS.IGNORE_FAULTS": False,
     # Recipe of the training mapper (data/mapper.py): "mask_former_semantic", "mask_former_panoptic",
     # "mask_former_instance" (resize, crop, colour, flip) or "detr_panoptic" (flip, resize, and with
     # probability one half a crop between two resizes).
@@ -175,6 +187,21 @@ def available_device(wanted: str) -> str:
     return wanted
 
 
+def find_config(name: str | Path) -> str:
+    """Return the path of a configuration: the file `name`, else the one of that name in `configs/`."""
+    relative = str(name).removeprefix("configs/")
+    candidates = [Path(name).expanduser(), *(folder / relative for folder in CONFIG_FOLDERS)]
+    path = next((path for path in candidates if path.is_file()), None)
+    if path is not None or "://" in str(name):  # an address, which Detectron2 opens
+        return str(path or name)
+    known = sorted({str(f.relative_to(folder)) for folder in CONFIG_FOLDERS for f in folder.rglob("*.yaml")})
+    close = difflib.get_close_matches(relative, known, n=3) or ["shapes/maskformer_panoptic.yaml"]
+    raise FileNotFoundError(
+        f"{name} is neither a file nor one of the {len(known)} configurations that come with mask_former, "
+        f"such as {', '.join(close)}."
+    )
+
+
 def load_config(
     config_file: str | Path | None = None,
     opts: Sequence[str] = (),
@@ -183,7 +210,7 @@ def load_config(
     """Return the configuration of a YAML file with `KEY VALUE` overrides, on a device that exists.
 
     Args:
-        config_file: YAML in Detectron2's form, `_BASE_` included; None gives the defaults.
+        config_file: YAML in Detectron2's form, `_BASE_` included, see `find_config`; None: the defaults.
         opts: `[key, value, key, value, ...]`, as a command line has them.
         allow_unsafe_yaml: accept Python tags, which can run code; some files published elsewhere have them.
     """
@@ -192,7 +219,7 @@ def load_config(
     add_mask_former_config(cfg)
     if config_file is not None:
         try:
-            cfg.merge_from_file(str(config_file), allow_unsafe=allow_unsafe_yaml)
+            cfg.merge_from_file(find_config(config_file), allow_unsafe=allow_unsafe_yaml)
         except yaml.constructor.ConstructorError as error:
             raise ValueError(
                 f"{config_file} needs Python tags in YAML, which can run code ({error.problem}). "

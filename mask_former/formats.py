@@ -2,6 +2,7 @@
 
 import colorsys
 import glob
+import io
 import json
 import os
 import time
@@ -113,20 +114,32 @@ def encode_mask(mask: NDArray[np.bool_]) -> dict[str, Any]:
 
 def decode_mask(run_lengths: Mapping[str, Any]) -> NDArray[np.bool_]:
     """Return the mask (H, W) of COCO's run lengths, compressed or a plain list of numbers."""
-    if isinstance(run_lengths["counts"], list):
-        run_lengths = pycocotools.mask.frPyObjects(dict(run_lengths), *run_lengths["size"])
-    return pycocotools.mask.decode(dict(run_lengths)).astype(bool)
+    return pycocotools.mask.decode(run_lengths_of(run_lengths, *run_lengths["size"])).astype(bool)
 
 
 def draw_polygons(
     polygons: Sequence[Sequence[float] | NDArray], height: int, width: int
 ) -> NDArray[np.bool_]:
     """Return the mask (H, W) that COCO's polygons x1, y1, x2, y2, ... cover; they may reach beyond it."""
-    parts = pycocotools.mask.frPyObjects([list(polygon) for polygon in polygons], height, width)
-    return pycocotools.mask.decode(pycocotools.mask.merge(parts)).astype(bool)
+    return decode_mask(run_lengths_of(polygons, height, width))
 
 
-def read_picture(path: str | Path, image_format: str) -> NDArray[np.uint8]:
+def run_lengths_of(segmentation: Any, height: int, width: int) -> dict[str, Any]:
+    """Return an annotation's mask, polygons, run lengths or (H, W), as COCO's compressed run lengths."""
+    if isinstance(segmentation, np.ndarray):
+        return encode_mask(segmentation != 0)
+    if isinstance(segmentation, Mapping):
+        compressed = dict(segmentation)
+        if isinstance(compressed["counts"], list):
+            compressed = pycocotools.mask.frPyObjects(compressed, *compressed["size"])
+    else:
+        parts = pycocotools.mask.frPyObjects([list(polygon) for polygon in segmentation], height, width)
+        compressed = pycocotools.mask.merge(parts)
+    counts = compressed["counts"]
+    return {**compressed, "counts": counts if isinstance(counts, str) else counts.decode("ascii")}
+
+
+def read_picture(path: str | Path, image_format: str, content: bytes | None = None) -> NDArray[np.uint8]:
     """Return a picture as (H, W, C) uint8, upright by its EXIF tag.
 
     16-bit grey keeps its upper eight bits, where Pillow would clip it to white. For 8-bit files the result
@@ -135,10 +148,15 @@ def read_picture(path: str | Path, image_format: str) -> NDArray[np.uint8]:
     Args:
         path: any file that Pillow reads.
         image_format: as `INPUT.FORMAT`: "RGB" or "BGR" (C = 3), "L" (C = 1).
+        content: of the file, if it is at hand.
     """
-    picture = _decode(path)
+    return picture_pixels(_decode(path, content=content), image_format, path)
+
+
+def picture_pixels(picture: Image.Image, image_format: str, name: str | Path) -> NDArray[np.uint8]:
+    """Return the pixels (H, W, C) of an upright picture, see `read_picture`; errors call it `name`."""
     if picture.mode == "F":
-        raise ValueError(f"{path} holds floating-point values; expected a picture of 8 or 16 bits.")
+        raise ValueError(f"{name} holds floating-point values; expected a picture of 8 or 16 bits.")
     if picture.mode.startswith("I"):
         picture = Image.fromarray((np.asarray(picture).clip(0, 65535) >> 8).astype(np.uint8))
     return convert_PIL_to_numpy(picture, image_format)
@@ -239,10 +257,10 @@ def read_panoptic_map(path: str | Path) -> NDArray[np.int32]:
     return rgb_to_id(np.asarray(label))
 
 
-def _decode(path: str | Path, header_only: bool = False) -> Image.Image:
+def _decode(path: str | Path, header_only: bool = False, content: bytes | None = None) -> Image.Image:
     """Return the whole picture in memory, turned upright; or, as stored, only what its header says."""
     try:
-        with PathManager.open(str(path), "rb") as file:
+        with PathManager.open(str(path), "rb") if content is None else io.BytesIO(content) as file:
             picture = Image.open(file)
             if header_only:
                 picture.getexif()

@@ -26,7 +26,7 @@ from pycocotools.coco import COCO
 from small_predictors import picture as blobs
 from small_predictors import write_checkpoint
 from video_demo import Pace, SteadyColors, instances_as_segments
-from video_files import VideoReader, VideoWriter
+from video_files import VideoWriter
 
 import demo
 from demo import build_predictor, needed_tasks, predict_pictures
@@ -37,6 +37,7 @@ from mask_former.evaluation.__main__ import main as evaluate
 from mask_former.prediction.predictor import Predictor
 from mask_former.prediction.results import Result
 from mask_former.prediction.values import InstanceResults, segments_of_map
+from mask_former.prediction.video import VideoReader
 
 DEMO = tiny_runs.ROOT / "demo" / "demo.py"
 # Of the configuration of small_predictors.

@@ -118,6 +118,7 @@ def test_pixel_mean_is_the_record_of_the_net_unless_the_recipe_has_one(opts: lis
     [
         ("convnext_tinny", r"'convnext_tinny', which timm .* does not have; did you mean convnext_tiny"),
         ("beit_base_patch16_224", r"beit_base_patch16_224: .* pictures of any size"),
+        ("convnext_tiny.in13k", r"but the tags are convnext_tiny.dinov3_lvd1689m, .*or give none"),
         ("", "MODEL.TIMM.NAME is ''"),
     ],
 )

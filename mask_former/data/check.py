@@ -35,10 +35,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         dataset = find_dataset(folder, options.layout)
     except (OSError, ValueError, LookupError, TypeError) as error:
-        # What is wrong in the annotation files is the likely reason, and there may be more than one fault.
+        # The likely reason, and there may be more than one, is in the annotation files.
         faults = check_sources(folder) if folder.is_dir() else []
-        lines = faults_text(faults) if faults else []
-        sys.stdout.write("\n".join([f"error: {error}", *lines, ""]))
+        if not faults and not isinstance(error, OSError | ValueError):
+            raise
+        sys.stdout.write("\n".join([f"error: {error}", *(faults_text(faults) if faults else ())]) + "\n")
         return 1
     report = check_dataset(dataset, processes=options.processes, ignore_faults=options.ignore_faults)
     sys.stdout.write(f"{report.text()}\n")

@@ -8,7 +8,7 @@ from typing import Any
 import pycocotools.mask
 from detectron2.structures import BoxMode
 
-from mask_former.formats import distinct_colors, panoptic_annotations, picture_size, read_json
+from mask_former.formats import distinct_colors, panoptic_annotations, picture_size, read_json, run_lengths_of
 
 from .own.classes import check_names, first_repeated
 
@@ -130,10 +130,10 @@ def _instance(annotation: Entry, class_of: Mapping[Any, int]) -> Entry | None:
         if not mask:
             return None
         instance.setdefault("bbox", box_of_polygons(mask))
-    elif isinstance(mask, dict) and isinstance(mask.get("counts"), list):
-        mask = pycocotools.mask.frPyObjects(mask, *mask["size"])
-    if isinstance(mask, dict) and "bbox" not in instance:
-        instance["bbox"] = pycocotools.mask.toBbox(mask).tolist()
+    elif isinstance(mask, dict):
+        mask = run_lengths_of(mask, *mask["size"])
+        if "bbox" not in instance:
+            instance["bbox"] = pycocotools.mask.toBbox(mask).tolist()
     return {**instance, "segmentation": mask} if mask else instance
 
 

@@ -19,6 +19,8 @@ from detectron2.utils.env import seed_all_rng
 
 from mask_former.checkpoint import Checkpointer, checkpoints_in, flat_metrics
 from mask_former.config import load_config
+from mask_former.engine.own_data import recipe_file, register_folder
+from mask_former.engine.recipe import Request, is_timm
 from mask_former.engine.recipe_changes import tell_changes
 from mask_former.engine.run_folder import claim
 from mask_former.engine.screen import shown, start_logging
@@ -72,13 +74,12 @@ def main(options: RunOptions) -> Any:
 
 def setup(options: RunOptions) -> CfgNode:
     """Set up data sets, log file and random seeds, and return the frozen configuration of a run."""
-    cfg = load_config(options.config_file or None, options.opts)
-    if options.output:
-        cfg.OUTPUT_DIR = options.output
-    if options.weights:
-        cfg.MODEL.WEIGHTS = str(
-            find_weights(options.weights, Path(cfg.OUTPUT_DIR), options.allow_unsafe).file
-        )
+    opts = [*options.opts, *(("OUTPUT_DIR", options.output) if options.output else ())]
+    cfg = load_config(_recipe(options, opts) if options.data else options.config_file, opts)
+    if options.weights and (options.eval_only or not options.data):
+        is_of_timm = cfg.MODEL.BACKBONE.NAME == "build_timm_backbone"
+        start = find_weights(options.weights, Path(cfg.OUTPUT_DIR), options.allow_unsafe, is_of_timm)
+        cfg.MODEL.WEIGHTS = str(start.file)
     if options.eval_only:
         cfg.MODEL.WEIGHTS = _weights_to_score(cfg, options.resume)
         cfg.OUTPUT_DIR = str(Path(cfg.OUTPUT_DIR) / f"eval_{Path(cfg.MODEL.WEIGHTS).stem}")
@@ -86,6 +87,8 @@ def setup(options: RunOptions) -> CfgNode:
     if not options.eval_only:
         claim(cfg.OUTPUT_DIR, resume=options.resume, overwrite=options.overwrite)
     start_logging(cfg.OUTPUT_DIR, comm.get_rank())
+    if cfg.DATASETS.FOLDER:
+        register_folder(cfg)
     logger.debug("Environment:\n%s", collect_env_info())
     logger.debug("Options: %s", options)
     logger.debug("Configuration:\n%s", cfg.dump())
@@ -94,6 +97,29 @@ def setup(options: RunOptions) -> CfgNode:
     seed_all_rng(None if cfg.SEED < 0 else cfg.SEED + comm.get_rank())
     torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK and not options.eval_only
     return cfg
+
+
+def _recipe(options: RunOptions, opts: Sequence[Any]) -> Path:
+    """Return the recipe of --data: written, or the one of the run that goes on or is scored."""
+    folders = [value for key, value in zip(opts[::2], opts[1::2], strict=False) if key == "OUTPUT_DIR"]
+    name = Path(options.data).expanduser().resolve().name
+    output = Path(folders[-1]) if folders else Path("output") / name
+    if (output / "recipe.yaml").is_file() and (options.resume or options.eval_only):
+        logger.info("The recipe is that of the run, %s", output / "recipe.yaml")
+        return output / "recipe.yaml"
+    if not options.eval_only:  # before the recipe of a run that is refused is replaced
+        claim(output, resume=options.resume, overwrite=options.overwrite)
+    request = Request(
+        epochs=options.epochs,
+        backbone=options.backbone,
+        ignore_faults=options.ignore_faults,
+        layout=options.layout,
+        processes=comm.get_world_size(),
+    )
+    if options.weights and not options.eval_only:
+        start = find_weights(options.weights, output, options.allow_unsafe, is_timm(options.backbone))
+        request = request._replace(start=start)
+    return recipe_file(options.data, output, opts, request)
 
 
 def _import(modules: Sequence[str]) -> None:
@@ -131,14 +157,9 @@ def _train(cfg: CfgNode, options: RunOptions) -> Any:
     trainer.checkpointer.strict = options.strict
     trainer.checkpointer.allow_unsafe = options.allow_unsafe
     trainer.resume_or_load(resume=options.resume)
-    parameters = [parameter for parameter in trainer.model.parameters() if parameter.requires_grad]
     solver = cfg.SOLVER
-    _tell(
-        cfg,
-        trainer.model,
-        training=f"{sum(p.numel() for p in parameters) / 1e6:.1f} M parameters, {solver.MAX_ITER} steps of "
-        f"{solver.IMS_PER_BATCH} pictures, learning rate {solver.BASE_LR:.3g}",
-    )
+    steps = f"{solver.MAX_ITER} steps of {solver.IMS_PER_BATCH} pictures, learning rate {solver.BASE_LR:.3g}"
+    _tell(cfg, trainer.model, training=steps)
     return trainer.train()
 
 
@@ -167,14 +188,13 @@ def _evaluate(cfg: CfgNode, options: RunOptions) -> Any:
 
 def _tell(cfg: CfgNode, model: torch.nn.Module, **more: str) -> None:
     """Log what is run on what, and where the results go."""
-    names = checkpoint_metadata(cfg)["class_names"]
+    names, kind = checkpoint_metadata(cfg)["class_names"], cfg.MODEL.META_ARCHITECTURE
     shown_names = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
-    device = next(model.parameters()).device
+    device, total = next(model.parameters()).device, sum(p.numel() for p in model.parameters())
     rows = {
         "data": f"{', '.join(cfg.DATASETS.TRAIN)}; scored on {', '.join(cfg.DATASETS.TEST) or 'nothing'}",
         "classes": f"{cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES}: {shown_names}",
-        "model": f"{cfg.MODEL.META_ARCHITECTURE} on {cfg.MODEL.BACKBONE.NAME}, "
-        f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters",
+        "model": f"{kind} on {cfg.MODEL.BACKBONE.NAME}, {total / 1e6:.1f} M parameters",
         **more,
         "device": torch.cuda.get_device_name(device)
         if device.type == "cuda"

@@ -1,13 +1,16 @@
 """Weights that a run starts from, by whatever name a user knows them."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from detectron2.config import CfgNode
 from detectron2.utils import comm
 
 from mask_former import model_zoo
-from mask_former.checkpoint import described_config, resolve
+from mask_former.checkpoint import described_config, read_checkpoint, resolve
+from mask_former.checkpoint.fitting import HEAD
 from mask_former.config import load_config
 from mask_former.conversion.backbones import describe_backbone
 from mask_former.conversion.files import TO_OURS, SourceWeights, read_source, write_checkpoint
@@ -19,16 +22,18 @@ CONVERTED = (*TO_OURS, "hugging_face")
 class StartWeights(NamedTuple):
     """A file that the checkpointer loads, and what it says of its model.
 
-    cfg: configuration of the whole model that the weights belong to; None if the file does not hold it.
-    backbone: configuration keys of the backbone, where the file holds a known one alone.
+    is_whole: whether they are of a whole model, not of a backbone alone.
+    cfg: configuration of a whole model; None if the file does not hold it.
+    backbone: configuration keys of a backbone alone, where its layout is known.
     """
 
     file: Path
-    cfg: CfgNode | None
-    backbone: dict[str, Any]
+    is_whole: bool
+    cfg: CfgNode | None = None
+    backbone: Mapping[str, Any] = MappingProxyType({})
 
 
-def find_weights(name: str, folder: Path, allow_unsafe: bool = False) -> StartWeights:
+def find_weights(name: str, folder: Path, allow_unsafe: bool = False, is_timm: bool = False) -> StartWeights:
     """Return weights by name.
 
     Args:
@@ -36,14 +41,20 @@ def find_weights(name: str, folder: Path, allow_unsafe: bool = False) -> StartWe
             Face's, or a name in the zoo.
         folder: where weights of another layout are written in ours, as start_weights.pth.
         allow_unsafe: read pickles without restriction.
+        is_timm: the backbone is timm's, so that its own files are loaded as they are.
     """
     path = Path(name).expanduser()
     if not path.exists() and not path.suffix and "://" not in name:
-        return StartWeights(model_zoo.weights_file(name), model_zoo.get_config(name), {})
+        return StartWeights(model_zoo.weights_file(name), True, model_zoo.get_config(name))
     path = path if path.is_dir() else resolve(name)
+    if is_timm and path.is_file():
+        checkpoint = read_checkpoint(path, allow_unsafe)
+        is_whole = any(HEAD in entry for entry in checkpoint["model"])
+        return StartWeights(path, is_whole, described_config(checkpoint.get("metadata", {}), path))
     source = read_source(path, allow_unsafe)
-    keys = describe_backbone(source.state).keys if source.is_backbone else {}
-    start = StartWeights(path, _described(source, path), dict(keys))
+    start = StartWeights(path, not source.is_backbone, _described(source, path))
+    if source.is_backbone:
+        start = start._replace(backbone=describe_backbone(source.state).keys)
     if source.kind not in CONVERTED:
         return start
     file = folder / "start_weights.pth"

@@ -47,7 +47,9 @@ def evaluators_of(cfg: CfgNode, dataset_name: str) -> Mapping[str, Constructor]:
             f"Data set {dataset_name} has evaluator_type '{kind}'; choose from {', '.join(EVALUATORS)}."
         )
     constructors = {key: make for key, make in EVALUATORS[kind].items() if cfg.MODEL.MASK_FORMER.TEST[key]}
-    if constructors.get("INSTANCE_ON") is InstanceEvaluator and not metadata.get("json_file"):
+    # The entries of a set of instances hold them; those of a panoptic set do not.
+    is_missing = kind != "coco" and not metadata.get("json_file")
+    if constructors.get("INSTANCE_ON") is InstanceEvaluator and is_missing:
         logger.warning(
             "%s has no instance annotations to evaluate 'instances' by; set its metadata 'json_file', "
             "or MODEL.MASK_FORMER.TEST.INSTANCE_ON False.", dataset_name,

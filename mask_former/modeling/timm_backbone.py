@@ -3,7 +3,8 @@
 import difflib
 import importlib
 import math
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -116,6 +117,39 @@ class TimmBackbone(Backbone):
             maps[level] = value[..., : math.ceil(size[0] / stride), : math.ceil(size[1] / stride)]
         return maps
 
+    def convert_weights(self, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str]:
+        """Return a file of the whole net under the names of `net`, without what was cut off, and a remark.
+
+        Names are timm's, or those that timm converts (torchvision's and authors'); else entries are taken by
+        order and shape, if both agree completely. Without any of these the result is `state` itself.
+        """
+        own = self.net.state_dict()
+
+        def count(candidate: Mapping[str, Tensor]) -> int:
+            return sum(name in own and own[name].shape == v.shape for name, v in candidate.items())
+
+        named, remark = dict(state), ""
+        converted = self._converted_by_timm(state)
+        if count(converted) > count(named):
+            named, remark = converted, "names and position tables converted by timm"
+        if count(named) < len(own) // 2 and (ordered := _in_order(state, self.file_shapes)):
+            named = ordered
+            remark = f"its names are others: all {len(ordered)} entries fitted by order and shape"
+        if not count(named):
+            return dict(state), ""
+        licence = self.record.get("license") or "unknown"
+        origin = f"{self.record['architecture']}.{self.record['tag']}"
+        remark = "; ".join(filter(None, [remark, f"licence by timm's record of {origin}: {licence}"]))
+        cut_off = self.file_shapes.keys() - own.keys()
+        return {name: value for name, value in named.items() if name not in cut_off}, remark
+
+    def _converted_by_timm(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        convert = getattr(sys.modules[type(self.net).__module__], "checkpoint_filter_fn", None)
+        try:
+            return convert(dict(state), self.net) if convert else {}
+        except (KeyError, ValueError, RuntimeError, AttributeError, IndexError, AssertionError):
+            return {}  # a file of another net
+
     def _finished(self, power: int, features: Tensor, size: Sequence[int]) -> Tensor:
         """Return a map of the net at the stride 2**power of a picture of `size`, normalised."""
         features = resized_grid(features, self.strides[power], 2**power)
@@ -140,6 +174,16 @@ def resized_grid(features: Tensor, stride: int, wanted: int) -> Tensor:
         return features
     # By the factor, not to a size, since the last row and column may lie half outside.
     return F.interpolate(features, scale_factor=stride / wanted, mode="bilinear")
+
+
+def _in_order(state: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
+    """Return the entries of `state` under the names of `shapes`, empty unless all shapes agree in order."""
+    counter = "num_batches_tracked"  # absent in old files, and not needed
+    values = [value for name, value in state.items() if not name.endswith(counter)]
+    names = [name for name in shapes if not name.endswith(counter)]
+    if [tuple(value.shape) for value in values] != [shapes[name] for name in names]:
+        return {}
+    return dict(zip(names, values, strict=True))
 
 
 def library() -> Any:
@@ -171,6 +215,11 @@ def with_pixel_statistics(cfg: CfgNode) -> CfgNode:
 def _checked(name: str) -> str:
     timm = library()
     if timm.is_model(name):
+        base, _, tag = name.partition(".")
+        if tag and name not in (tagged := timm.list_pretrained(f"{base}.*")):
+            raise ValueError(
+                f"MODEL.TIMM.NAME is {name!r}, but the tags are {', '.join(tagged)}; or give none."
+            )
         return name
     known = timm.list_models()
     close = difflib.get_close_matches(name.split(".")[0], known, n=3) or timm.list_models(f"*{name}*")[:3]

@@ -13,6 +13,7 @@ from .report import Fault
 
 # Pixels by which polygons and boxes may reach beyond the picture or differ: tools round differently.
 SLACK = 2.0
+FAR = 100  # times the size of a picture
 
 
 def annotation_faults(annotation: Mapping[str, Any], where: str, size: tuple[int, int]) -> list[Fault]:
@@ -125,9 +126,12 @@ def mask_of(segmentation: Any, size: tuple[int, int]) -> NDArray[np.bool_] | Non
     width, height = size
     try:
         if isinstance(segmentation, Mapping):
-            mask = decode_mask(segmentation)
-        else:
-            mask = draw_polygons([polygon for polygon in segmentation if len(polygon) >= 6], height, width)
+            same_size = tuple(segmentation["size"]) == (height, width)
+            return decode_mask(segmentation) if same_size else None
+        polygons = [np.asarray(polygon, dtype=np.float64) for polygon in segmentation if len(polygon) >= 6]
+        # pycocotools walks along the edges: far corners, and those that are no number, take all memory.
+        if not all(np.abs(polygon).max() < FAR * max(size) for polygon in polygons):
+            return None
+        return draw_polygons(polygons, height, width)
     except Exception:  # pycocotools raises anything at broken input
         return None
-    return mask if mask.shape == (height, width) else None

@@ -20,6 +20,7 @@ from .dataset import OwnDataset
 from .memory import Memory, default_cache, key_of, stamp
 from .mending import kept, mended_dataset, statistics_of
 from .picture_check import Job, PictureCheck
+from .polygon_files import Records
 from .report import Fault, Report
 from .set_faults import Checked, check_against_config, set_faults
 from .source_check import source_faults, source_files
@@ -84,7 +85,7 @@ def check_sources(
         key = key_of("source", stamp(path), classes)
         found = memory.get(key) if memory else None
         if found is None:
-            found = [fault.to_dict() for fault in source_faults(path, classes)]
+            found = [fault.to_dict() for fault in source_faults(path, classes, dataset is None)]
             if memory:
                 memory.new[key] = found
         faults += [Fault(**fault) for fault in found]

@@ -4,6 +4,7 @@ import base64
 import io
 import math
 import statistics
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -139,20 +140,21 @@ def _sheet(report: Report) -> str:
 def _strangest(report: Report) -> str:
     """Return drawings of the pictures that are farthest from the median in one of their measures."""
     records = {r["file_name"]: r for split in report.dataset.splits.values() for r in split}
-    ranked = strangest(report)[:STRANGEST]
+    ranked = strangest(report)
     drawn = _figures(((records[name], f"{Path(name).name}: {why}") for name, why in ranked), report)
     text = (
         "Farthest from the median of all pictures in one of: size, shape, brightness, contrast, number of "
-        "segments, share of void and of each class; in units of the median distance from it."
+        "segments, share of void and of each class; in units of the median distance from it. At most three "
+        "files by one measure."
     )
     return f'<p class="dim">{text}</p>{drawn}' if drawn else ""
 
 
 def strangest(report: Report) -> list[tuple[str, str]]:
-    """Return file names and the reason, the strangest first; pictures like all others are left out."""
+    """Return up to ten file names and the reason, the strangest first; pictures like most are left out."""
     rows = {name: _features(m, report.dataset.classes) for name, m in report.measures.items() if "size" in m}
     features = {key for row in rows.values() for key in row}
-    worst: dict[str, tuple[float, str]] = {}
+    worst: dict[str, tuple[float, str, str]] = {}
     for feature in sorted(features):
         values = {name: row.get(feature, 0.0) for name, row in rows.items()}
         median = statistics.median(values.values())
@@ -161,10 +163,17 @@ def strangest(report: Report) -> list[tuple[str, str]]:
         unit = spread or max(abs(value - median) for value in values.values()) / 10
         for name, value in values.items():
             distance = abs(value - median) / unit if unit else 0.0
-            if distance > max(3.0, worst.get(name, (0.0, ""))[0]):
-                worst[name] = (distance, f"{feature} {value:.3g}, median {median:.3g}")
+            if distance > max(3.0, worst.get(name, (0.0, "", ""))[0]):
+                worst[name] = (distance, feature, f"{value:.3g}, median {median:.3g}")
     order = sorted(worst, key=lambda name: (-worst[name][0], name))
-    return [(name, worst[name][1]) for name in order]
+    times = Counter[str]()
+    chosen = []
+    for name in order:
+        _, feature, text = worst[name]
+        times[feature] += 1
+        if times[feature] <= 3:
+            chosen.append((name, f"{feature} {text}"))
+    return chosen[:STRANGEST]
 
 
 def _features(measure: Mapping[str, Any], classes: Sequence[str]) -> dict[str, float]:

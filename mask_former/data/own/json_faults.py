@@ -2,10 +2,12 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from .report import Fault
+from .annotation_faults import annotation_faults
+from .report import Fault, merged
 
 Entries = Sequence[Mapping[str, Any]]
 MENDED_KEYS = {
@@ -20,8 +22,13 @@ MENDED_KEYS = {
 PARTS = ("images", "annotations", "categories")
 
 
-def json_faults(path: Path, content: Any) -> list[Fault]:
-    """Return the faults of a JSON file in COCO's instance or panoptic form, each kind once."""
+def json_faults(path: Path, content: Any, with_masks: bool = False) -> list[Fault]:
+    """Return the faults of a JSON file in COCO's instance or panoptic form, each kind once.
+
+    Args:
+        path, content: of the file.
+        with_masks: also hold the masks against the sizes that the file states.
+    """
     where = str(path)
     wrong = [
         part for part in PARTS if not isinstance(content, dict) or not isinstance(content.get(part), list)
@@ -34,7 +41,8 @@ def json_faults(path: Path, content: Any) -> list[Fault]:
     if not annotations:
         remedy = "Expected the labels of the pictures: export it again."
         return [Fault("annotation files without annotations", where, "'annotations' is empty", remedy)]
-    return [*_Reading(where, images, annotations, categories).faults()]
+    reading = _Reading(where, images, annotations, categories)
+    return [*reading.faults(), *(merged(reading.mask_faults()) if with_masks else ())]
 
 
 class _Reading:
@@ -130,10 +138,12 @@ class _Reading:
         yield from self._retyped("image_id", retyped)
 
     def _retyped(self, key: str, entries: Entries) -> Iterator[Fault]:
+        mended = key == "category_id" and not self.is_panoptic
         what = f"{key} {entries[0][key]!r} is of another type than the ids it names" if entries else ""
         places = [f"annotation {entry.get('id')}" for entry in entries]
-        remedy = "Write ids as numbers in all lists."
-        yield from self._one("ids as text in one list, as numbers in another", places, what, remedy)
+        remedy = "It is taken as that number." if mended else "Write ids as numbers in all lists."
+        kind = "ids as text in one list, as numbers in another"
+        yield from self._one(kind, places, what, remedy, mended=mended)
 
     def _unknown_categories(self, entries: Entries, owners: Entries) -> Iterator[Fault]:
         """Yield the entries whose category is none; `owners` are their annotations."""
@@ -167,6 +177,15 @@ class _Reading:
             seen.add(hash(str(parts)))
         what, remedy = "the same picture, category and mask as an earlier one", "Take one of each pair out."
         yield from self._one("annotations that occur twice", twice, what, remedy)
+
+    def mask_faults(self) -> Iterator[Fault]:
+        sizes = {image.get("id"): (image.get("width"), image.get("height")) for image in self.images}
+        for annotation in () if self.is_panoptic else self.annotations:
+            width, height = sizes.get(annotation.get("image_id"), (None, None))
+            where = f"{self.where}, annotation {annotation.get('id')}"
+            picture = self.pictures.get(annotation.get("image_id"))
+            for fault in annotation_faults(annotation, where, (width, height)) if width and height else ():
+                yield replace(fault, picture=picture)
 
     def _panoptic_faults(self) -> Iterator[Fault]:
         for key in ("file_name", "segments_info"):

@@ -125,9 +125,14 @@ class PictureCheck:
             return
         try:
             label = read_semantic_label(record)
-        except ValueError as error:  # its values have no class, or its masks have several sizes
-            kind, remedy = "label values that are no class", "See the table of classes."
-            self._add(Fault(kind, paths[0], str(error).removeprefix(f"{paths[0]}: ").rstrip("."), remedy))
+        except ValueError as error:
+            if (
+                error.__cause__ is not None
+            ):  # of the decoder; else values have no class, or masks several sizes
+                self._add(file_fault(paths[0], "label", error))
+                return
+            found, remedy = str(error).removeprefix(f"{paths[0]}: ").rstrip("."), "See the table of classes."
+            self._add(Fault("label values that are no class", paths[0], found, remedy))
             return
         if label.shape != size[::-1]:
             self._add(size_fault(paths[0], label.shape, record["file_name"], size))
@@ -200,7 +205,7 @@ class PictureCheck:
             if mask is None or not mask.any():
                 continue
             void &= ~mask
-            if not annotation.get("iscrowd", 0):
+            if not annotation.get("iscrowd", 0) and 0 <= annotation["category_id"] < self.num_classes:
                 pixels[annotation["category_id"]] += int(mask.sum())
                 segments[annotation["category_id"]] += 1
             if not is_box_of(mask, _coco_box_of(annotation)):

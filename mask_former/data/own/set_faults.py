@@ -2,14 +2,15 @@
 
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from detectron2.config import CfgNode
 
-from mask_former.data.labels import abbreviated
+from mask_former.formats import PICTURE_SUFFIXES
 
 from .dataset import OwnDataset
+from .polygon_files import Records
 from .report import Fault, Statistics
 
 
@@ -145,23 +146,28 @@ def _copy_faults(checked: Sequence[Checked]) -> Iterator[Fault]:
 
 
 def _stray_faults(dataset: OwnDataset) -> Iterator[Fault]:
-    for label in dataset.stray_labels:
+    strays: list[str] = [*map(str, dataset.stray_labels)]
+    pairs: list[tuple[str, str | None]] = []
+    for records in dataset.splits.values():
+        if isinstance(records, Records) and dataset.layout == "yolo":
+            pairs += records.pairs
+    strays += _others_beside([label for _, label in pairs if label], (".txt",))
+    for label in strays:
         found = "no picture has the name of this label"
         remedy = "It is not used: rename it after its picture, or add the picture."
-        yield Fault("labels without a picture", str(label), found, remedy, stops=False, mended=True)
-    listed = {os.path.realpath(r["file_name"]) for split in dataset.json_files for r in dataset.splits[split]}
-    for folder in sorted({os.path.dirname(path) for path in listed}):
-        unlisted = (
-            sorted(
-                e.name for e in os.scandir(folder) if e.is_file() and os.path.realpath(e.path) not in listed
-            )
-            if os.path.isdir(folder)
-            else []
-        )
-        unlisted = [
-            name for name in unlisted if os.path.splitext(name)[1].lower() in (".jpg", ".jpeg", ".png")
-        ]
-        if unlisted:
-            found = f"no annotation file lists {abbreviated(unlisted, 4)}"
-            remedy = "They are not used: add them to 'images', or take them out."
-            yield Fault("pictures without a label", folder, found, remedy, stops=False, mended=True)
+        yield Fault("labels without a picture", label, found, remedy, stops=False, mended=True)
+    for picture in (picture for picture, label in pairs if label is None):
+        found, remedy = "it has no label file", "It is taken as a picture without objects."
+        yield Fault("pictures without a label", picture, found, remedy, stops=False, mended=True)
+    listed = {record["file_name"] for split in dataset.json_files for record in dataset.splits[split]}
+    for picture in _others_beside(listed, PICTURE_SUFFIXES):
+        found, remedy = "no annotation file lists it", "It is not used: add it to 'images', or take it out."
+        yield Fault("pictures without a label", picture, found, remedy, stops=False, mended=True)
+
+
+def _others_beside(files: Collection[str], suffixes: Collection[str]) -> list[str]:
+    """Return the files with one of the suffixes in the folders of some files, without those."""
+    known, folders = set(map(os.path.abspath, files)), sorted(set(map(os.path.dirname, files)))
+    paths = [entry.path for folder in folders if os.path.isdir(folder) for entry in os.scandir(folder)]
+    suffixed = [path for path in paths if os.path.splitext(path)[1].lower() in suffixes]
+    return sorted(path for path in suffixed if os.path.abspath(path) not in known)

@@ -36,7 +36,7 @@ def _is_source(place: Path, name: str) -> bool:
     return suffix == ".json" or is_yolo_label or name in CLASS_TABLES
 
 
-def source_faults(path: Path, classes: Sequence[str]) -> list[Fault]:
+def source_faults(path: Path, classes: Sequence[str], without_records: bool) -> list[Fault]:
     """Return the faults of one of the `source_files`; their pictures have the end of a record's path."""
     picture = str(path)
     if path.suffix == ".txt":
@@ -53,6 +53,6 @@ def source_faults(path: Path, classes: Sequence[str]) -> list[Fault]:
         else:
             if not isinstance(content, Mapping) or "shapes" not in content:
                 is_coco = isinstance(content, Mapping) and any(part in content for part in PARTS)
-                return json_faults(path, content) if is_coco else []
+                return json_faults(path, content, with_masks=without_records) if is_coco else []
             faults = labelme_faults(path, content, classes)
     return [replace(fault, picture=picture) for fault in faults]
