@@ -57,6 +57,9 @@ DEFAULTS: dict[str, Any] = {
     # Steps in a row that are skipped because their loss or gradient is not finite, before the run stops. No
     # such step changes a weight. The overflows that a float16 gradient scaler works with do not count.
     "SOLVER.SKIP_NOT_FINITE": 0,
+    # Records of failed steps for `python -m mask_former.replay`, that each process keeps under
+    # OUTPUT_DIR/failed_steps; one takes about three times the size of the weights. 0: none.
+    "SOLVER.FAILED_STEPS_KEPT": 2,
     # Type of automatic mixed precision when SOLVER.AMP.ENABLED: "float16" (with a gradient scaler) or
     # "bfloat16" (without).
     "SOLVER.AMP.DTYPE": "float16",
