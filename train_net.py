@@ -52,7 +52,8 @@ def argument_parser() -> argparse.ArgumentParser:
     add("--weights", default="", metavar="FILE", help=weights_help + "Hugging Face's, a URL")
     add("--output", default="", metavar="DIR", help="folder of the results, as OUTPUT_DIR")
     add("--resume", action="store_true", help="go on from the last checkpoint in the folder of the results")
-    add("--overwrite", action="store_true", help="delete the checkpoints of an earlier run in that folder")
+    overwrite_help = "delete the checkpoints of an earlier run in the folder of the results"
+    add("--overwrite", action="store_true", help=overwrite_help)
     add("--eval-only", action="store_true", help="score weights; writes to a folder of its own")
     add("--strict", action="store_true", help="refuse weights that do not fit the model in every entry")
     add("--allow-unsafe", action="store_true", help="read weight files that may run code")
@@ -103,10 +104,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if arguments.debug:
             raise
-        from mask_former.engine.screen import one_line
+        from mask_former.engine.screen import told
 
         logging.getLogger("mask_former").debug("The run failed", exc_info=True)  # in the log file
-        sys.stderr.write(f"error: {one_line(error)}\n")
+        sys.stderr.write(f"error: {told(error)}\n")
         return 1
     return 0
 

@@ -1,4 +1,4 @@
-"""`python -m mask_former.evaluation` on files of every kind, saved by the evaluators or by hand."""
+"""`python -m mask_former.evaluation` on files of every kind, saved by Detectron2 or by hand."""
 
 import json
 import subprocess
@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.evaluation import SemSegEvaluator
 from detectron2.structures import Boxes, Instances
 from PIL import Image
 
@@ -113,10 +114,17 @@ def run(capsys, *arguments):
 
 
 def saved_panoptic(entries, folder):
-    evaluator = PanopticEvaluator(NAME, output_dir=folder, save_predictions=True)
+    """Write predictions in COCO's panoptic form, and return the scores of the evaluator for them."""
+    (folder / "predictions").mkdir(parents=True)
+    evaluator, annotations = PanopticEvaluator(NAME), []
     for entry in entries:
+        number, ids = entry["image_id"], shifted_labels(entry) + 1
         infos = [{"id": c + 1, "category_id": c} for c in range(3)]
-        evaluator.process([entry], [{"panoptic_seg": (shifted_labels(entry) + 1, infos)}])
+        evaluator.process([entry], [{"panoptic_seg": (ids, infos)}])
+        Image.fromarray(id_to_rgb(ids.numpy())).save(folder / "predictions" / f"{number}.png")
+        own = [{"id": c + 1, "category_id": 10 + c} for c in range(3)]
+        annotations.append({"image_id": number, "file_name": f"{number}.png", "segments_info": own})
+    (folder / "predictions.json").write_text(json.dumps({"annotations": annotations}))
     return evaluator.evaluate()["panoptic_seg"]
 
 
@@ -139,24 +147,31 @@ def test_saved_panoptic_predictions_score_as_the_evaluator_scored_them(shapes, t
 
 
 def test_saved_semantic_predictions_score_as_the_evaluator_scored_them(shapes, tmp_path, capsys):
-    evaluator = SemanticEvaluator(
-        NAME, output_dir=tmp_path / "out", save_predictions=True, segment_quality=True
-    )
+    evaluator = SemanticEvaluator(NAME)
+    detectron2s = SemSegEvaluator(NAME, output_dir=str(tmp_path / "out"))
+    detectron2s.reset()
     (tmp_path / "guesses").mkdir()
     for entry in shapes:
         labels = shifted_labels(entry)
         evaluator.process([entry], [{"sem_seg": labels}])
+        scores = torch.nn.functional.one_hot(labels.long(), 3).permute(2, 0, 1)
+        detectron2s.process([entry], [{"sem_seg": scores}])
         path = tmp_path / "guesses" / f"{entry['image_id']}.png"
         Image.fromarray(labels.numpy().astype(np.uint8)).save(path)
+    detectron2s.evaluate()
     expected = evaluator.evaluate()["sem_seg"]
     assert 20 < expected["mIoU"] < 90
+    found = []
     (tmp_path / "names.json").write_text(json.dumps([{"name": name} for name in NAMES]))
     run_lengths = ("--pred", tmp_path / "out" / "sem_seg_predictions.json", "--dataset", NAME)
     label_files = ("--pred", tmp_path / "guesses", "--gt", tmp_path / "labels")
     for arguments in (run_lengths, (*label_files, "--class-names", tmp_path / "names.json")):
         status, _, _ = run(capsys, *arguments, "--json", tmp_path / "scores.json")
         assert status == 0
-        assert json.loads((tmp_path / "scores.json").read_text())["sem_seg"] == pytest.approx(expected)
+        found.append(json.loads((tmp_path / "scores.json").read_text())["sem_seg"])
+        assert {key: found[-1][key] for key in expected} == pytest.approx(expected)
+    assert found[0] == found[1]
+    assert 20 < found[0]["PQ"] < 90
 
 
 def saved_instances(entries, folder):

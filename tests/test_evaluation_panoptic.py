@@ -273,21 +273,6 @@ def test_reset_forgets_the_pictures_before(dataset):
     assert evaluator.evaluate()["panoptic_seg"]["PQ"] == pytest.approx(expected_scores(cases)["PQ"])
 
 
-def test_saved_predictions_are_coco_panoptic_files_with_dataset_ids(dataset, tmp_path):
-    name, entries, cases = dataset
-    evaluator = PanopticEvaluator(name, output_dir=tmp_path / "new", save_predictions=True)
-    evaluator.process(entries, [result_of(case) for case in cases])
-    evaluator.evaluate()
-    saved = json.loads((tmp_path / "new" / "predictions.json").read_text())
-    assert [annotation["image_id"] for annotation in saved["annotations"]] == [100, 101, 102, 103, 104]
-    for annotation, (_, _, predicted_map, predicted) in zip(saved["annotations"], cases, strict=True):
-        path = tmp_path / "new" / "predictions" / annotation["file_name"]
-        np.testing.assert_array_equal(rgb_to_id(np.asarray(Image.open(path))), predicted_map)
-        infos = annotation["segments_info"]
-        assert [info["category_id"] - 10 for info in infos] == predicted.classes.tolist()
-        assert [info["area"] for info in infos] == [(predicted_map == i).sum() for i in predicted.ids]
-
-
 def test_result_without_panoptic_map_names_the_switch(dataset):
     name, entries, _ = dataset
     with pytest.raises(KeyError, match=r"TEST\.PANOPTIC_ON"):

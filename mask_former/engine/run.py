@@ -22,6 +22,7 @@ from mask_former.config import load_config
 from mask_former.engine.own_data import recipe_file, register_folder
 from mask_former.engine.recipe import Request, is_timm
 from mask_former.engine.recipe_changes import tell_changes
+from mask_former.engine.record import recorded
 from mask_former.engine.run_folder import claim
 from mask_former.engine.screen import shown, start_logging
 from mask_former.engine.start_weights import find_weights
@@ -63,7 +64,8 @@ def main(options: RunOptions) -> Any:
     start_logging(None, comm.get_rank())
     _import(options.imports)
     cfg = setup(options)
-    results = _evaluate(cfg, options) if options.eval_only else _train(cfg, options)
+    with recorded(Path(cfg.OUTPUT_DIR)):
+        results = _evaluate(cfg, options) if options.eval_only else _train(cfg, options)
     if results and comm.is_main_process():
         scores = Path(cfg.OUTPUT_DIR) / "scores.json"
         with replacing(scores) as partial:
@@ -83,9 +85,9 @@ def setup(options: RunOptions) -> CfgNode:
     if options.eval_only:
         cfg.MODEL.WEIGHTS = _weights_to_score(cfg, options.resume)
         cfg.OUTPUT_DIR = str(Path(cfg.OUTPUT_DIR) / f"eval_{Path(cfg.MODEL.WEIGHTS).stem}")
-    cfg.freeze()
-    if not options.eval_only:
+    else:
         claim(cfg.OUTPUT_DIR, resume=options.resume, overwrite=options.overwrite)
+    cfg.freeze()
     start_logging(cfg.OUTPUT_DIR, comm.get_rank())
     if cfg.DATASETS.FOLDER:
         register_folder(cfg)
@@ -107,8 +109,8 @@ def _recipe(options: RunOptions, opts: Sequence[Any]) -> Path:
     if (output / "recipe.yaml").is_file() and (options.resume or options.eval_only):
         logger.info("The recipe is that of the run, %s", output / "recipe.yaml")
         return output / "recipe.yaml"
-    if not options.eval_only:  # before the recipe of a run that is refused is replaced
-        claim(output, resume=options.resume, overwrite=options.overwrite)
+    if not options.eval_only:
+        claim(output, resume=options.resume, overwrite=options.overwrite)  # before a recipe is replaced
     request = Request(
         epochs=options.epochs,
         backbone=options.backbone,

@@ -6,7 +6,6 @@ from .evaluators import PanopticEvaluator, SemanticEvaluator
 from .quality import (
     PanopticCounts,
     PanopticSegments,
-    SemanticCounts,
     count_picture,
     panoptic_scores,
     segments_from_info,
@@ -20,7 +19,6 @@ __all__ = [
     "PanopticCounts",
     "PanopticEvaluator",
     "PanopticSegments",
-    "SemanticCounts",
     "SemanticEvaluator",
     "build_evaluators",
     "check_evaluators",

@@ -100,8 +100,7 @@ def _semantic(arguments: argparse.Namespace) -> saved.Scores:
         entries = saved.label_files(arguments.gt)
         names = _class_names(arguments)
         classes = Classes(names, list(range(len(names))), ignore_label=arguments.ignore_label)
-    void_is_background = arguments.void_is_background or len(classes.names) == 1
-    return saved.score_semantic(arguments.pred, entries, classes, void_is_background)
+    return saved.score_semantic(arguments.pred, entries, classes, arguments.void_is_background)
 
 
 def _class_names(arguments: argparse.Namespace) -> list[str]:

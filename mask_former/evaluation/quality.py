@@ -213,42 +213,17 @@ def to_classes(
     return np.where(is_class & ~ignored, labels, num_classes).astype(np.int64, copy=False)
 
 
-class SemanticCounts:
-    """Counts over pictures: a confusion matrix (see `semantic_quality`), and each class as one segment."""
-
-    def __init__(self, num_classes: int) -> None:
-        self.num_classes = num_classes
-        self.confusion: NDArray[np.int64] = np.zeros((num_classes + 1, num_classes + 1), np.int64)
-        self.segments = no_counts(num_classes)
-        self.pictures = 0
-
-    def add(self, target: NDArray[np.int64], predicted: NDArray[np.int64], source: str) -> None:
-        """Count one picture: two maps (H, W) in 0..K, see `to_classes`."""
-        require_same_size(target, predicted, source)
-        side = self.num_classes + 1
-        pair = target.ravel() * side + predicted.ravel()
-        confusion = np.bincount(pair, minlength=side * side).reshape(side, side)
-        self.confusion += confusion
-        self.segments = sum_counts([self.segments, _count_class_segments(confusion)])
-        self.pictures += 1
-
-    def merge(self, others: Sequence["SemanticCounts"]) -> "SemanticCounts":
-        """Return the sum of these counts and others."""
-        merged, parts = SemanticCounts(self.num_classes), [self, *others]
-        merged.confusion = np.sum([part.confusion for part in parts], axis=0)
-        merged.segments = sum_counts(part.segments for part in parts)
-        merged.pictures = sum(part.pictures for part in parts)
-        return merged
-
-    def scores(
-        self, names: Sequence[str], void_is_background: bool, segment_quality: bool = False
-    ) -> dict[str, float]:
-        """Return `semantic_quality`, and with `segment_quality` also PQ, SQ and RQ of class segments."""
-        scores = semantic_quality(self.confusion, names, void_is_background)
-        return scores | (panoptic_scores(self.segments, names) if segment_quality else {})
+def confusion_matrix(
+    target: NDArray[np.int64], predicted: NDArray[np.int64], num_classes: int, source: str
+) -> NDArray[np.int64]:
+    """Return the confusion (K+1, K+1) of two maps (H, W) in 0..K, see `to_classes` and `semantic_quality`."""
+    require_same_size(target, predicted, source)
+    side = num_classes + 1
+    pair = target.ravel() * side + predicted.ravel()
+    return np.bincount(pair, minlength=side * side).reshape(side, side)
 
 
-def _count_class_segments(confusion: NDArray[np.int64]) -> PanopticCounts:
+def count_class_segments(confusion: NDArray[np.int64]) -> PanopticCounts:
     """Return the counts of one picture's confusion (K+1, K+1), with each class as one segment."""
     overlap = np.roll(confusion, 1, (0, 1))  # void first
     present = [np.flatnonzero(overlap.sum(axis=axis)[1:]) for axis in (1, 0)]
@@ -258,7 +233,7 @@ def _count_class_segments(confusion: NDArray[np.int64]) -> PanopticCounts:
 
 
 def semantic_quality(
-    confusion: NDArray[np.int64], names: Sequence[str], void_is_background: bool = False
+    confusion: NDArray[np.int64], names: Sequence[str], void_is_background: bool | None = None
 ) -> dict[str, float]:
     """Return mIoU, fwIoU, mACC, pACC, and IoU and ACC of each class, in percent.
 
@@ -271,13 +246,15 @@ def semantic_quality(
             in the ground truth, column K pixels that were given no class.
         names: of the K classes.
         void_is_background: count a class predicted on void pixels as false, instead of leaving them out.
-            With a single class, holes would otherwise be the only possible error.
+            None: with a single class, for which holes would otherwise be the only possible error.
 
     Returns:
         The scores; NaN for a class that does not occur, and for all of them if no class does.
     """
     correct = np.diagonal(confusion)[:-1].astype(np.float64)
     target = confusion[:-1].sum(axis=1).astype(np.float64)
+    if void_is_background is None:
+        void_is_background = len(names) == 1
     rows = confusion if void_is_background else confusion[:-1]
     predicted = rows[:, :-1].sum(axis=0).astype(np.float64)
     occurs = target > 0

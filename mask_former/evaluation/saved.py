@@ -112,11 +112,15 @@ def score_semantic(
     read = _label_predictions if predictions.is_dir() else _run_length_predictions
     results = read(predictions, classes)
     _require_all(entries, results, predictions)
-    counts = quality.SemanticCounts(len(classes.names))
+    names = classes.names
+    total, segments = np.zeros((len(names) + 1, len(names) + 1), np.int64), quality.no_counts(len(names))
     for stem, entry in tqdm(entries.items(), "semantic segmentation", disable=None):
-        target = semantic_target(entry, len(classes.names), classes.ignore_label)
-        counts.add(target, results[stem](), f"{predictions}, {stem}")
-    return {"sem_seg": counts.scores(classes.names, void_is_background, segment_quality=True)}
+        target = semantic_target(entry, len(names), classes.ignore_label)
+        picture = quality.confusion_matrix(target, results[stem](), len(names), f"{predictions}, {stem}")
+        total += picture
+        segments = quality.sum_counts([segments, quality.count_class_segments(picture)])
+    semantic = quality.semantic_quality(total, names, void_is_background or None)
+    return {"sem_seg": semantic | quality.panoptic_scores(segments, names)}
 
 
 def label_files(folder: Path) -> dict[str, Entry]:
