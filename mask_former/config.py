@@ -51,8 +51,8 @@ DEFAULTS: dict[str, Any] = {
     # transformers. 1.0: the same rate for all. For backbones of timm and Swin.
     "SOLVER.LAYER_DECAY": 1.0,
     # Decay of a moving average of the weights over the steps; 0.999 is usual. All checkpoints then hold the
-    # average as the model, and the trained weights beside it for --resume; evaluations score both, the trained
-    # weights as `_raw`. 0: no average.
+    # average as the model, and the trained weights beside it for --resume; evaluations score both, those as
+    # `_raw`. 0: no average.
     "SOLVER.EMA_DECAY": 0.0,
     # Gradient accumulation: each step draws IMS_PER_BATCH pictures in this many equal parts, one after
     # the other, and gives the gradient of the whole batch.
@@ -64,6 +64,9 @@ DEFAULTS: dict[str, Any] = {
     # Steps in a row that are skipped because their loss or gradient is not finite, before the run stops. No
     # such step changes a weight. The overflows that a float16 gradient scaler works with do not count.
     "SOLVER.SKIP_NOT_FINITE": 0,
+    # Records of failed steps for `python -m mask_former.replay`, that each process keeps under
+    # OUTPUT_DIR/failed_steps; one takes about three times the size of the weights. 0: none.
+    "SOLVER.FAILED_STEPS_KEPT": 2,
     # Type of automatic mixed precision when SOLVER.AMP.ENABLED: "float16" (with a gradient scaler) or
     # "bfloat16" (without).
     "SOLVER.AMP.DTYPE": "float16",

@@ -71,6 +71,7 @@ ALLOWED = {
         *("modeling.build", "modeling.per_pixel", "modeling.pixel_decoder"),
         *("modeling.preparation", "modeling.structures", "modeling.transformer_decoder"),
     },
+    "replay": {"checkpoint", "engine.failed_steps", "engine.step", "modeling.build", "solver"},
     "benchmark": {
         *("benchmark", "config", "model_zoo", "conversion", "inference"),
         *("modeling", "data", "evaluation", "formats", "solver", "engine.hooks"),

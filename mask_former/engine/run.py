@@ -17,7 +17,7 @@ from detectron2.utils import comm
 from detectron2.utils.collect_env import collect_env_info
 from detectron2.utils.env import seed_all_rng
 
-from mask_former.checkpoint import Checkpointer, flat_metrics
+from mask_former.checkpoint import Checkpointer, checkpoints_in, flat_metrics
 from mask_former.config import load_config
 from mask_former.engine.own_data import recipe_file, register_folder
 from mask_former.engine.recipe import Request, is_timm
@@ -143,9 +143,9 @@ def _import(modules: Sequence[str]) -> None:
 
 
 def _weights_to_score(cfg: CfgNode, resume: bool) -> str:
-    last = Path(cfg.OUTPUT_DIR) / "last_checkpoint"
-    if resume and last.is_file():
-        return str(last.with_name(last.read_text().strip()))
+    checkpoints = checkpoints_in(cfg.OUTPUT_DIR) if resume else []
+    if checkpoints:
+        return str(checkpoints[0])
     if not cfg.MODEL.WEIGHTS:
         raise ValueError(
             "--eval-only has no weights to score: give --weights FILE, or --resume for the last checkpoint "
