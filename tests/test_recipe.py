@@ -163,9 +163,11 @@ def test_the_network_is_that_of_weights_which_describe_themselves(tmp_path):
     trained = load_config(opts=["MODEL.RESNETS.DEPTH", 101, "MODEL.MASK_FORMER.DEC_LAYERS", 9])
     trained.MODEL.MASK_FORMER.NUM_OBJECT_QUERIES = 70
     trained.MODEL.SEM_SEG_HEAD.NUM_CLASSES = 133
+    assert trained.MODEL.RESNETS.STRIDE_IN_1X1  # Detectron2's default, and not that of the base recipe
     start = StartWeights(tmp_path / "trained.pth", True, trained)
     cfg = recipe(tmp_path, request=Request(start=start))
     assert (cfg.MODEL.RESNETS.DEPTH, cfg.MODEL.MASK_FORMER.DEC_LAYERS) == (101, 9)
+    assert cfg.MODEL.RESNETS.STRIDE_IN_1X1
     assert cfg.MODEL.MASK_FORMER.NUM_OBJECT_QUERIES == 70
     assert cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES == 11
     assert Path(cfg.MODEL.WEIGHTS) == tmp_path / "trained.pth"

@@ -162,7 +162,11 @@ def _train(cfg: CfgNode, options: RunOptions) -> Any:
     solver = cfg.SOLVER
     steps = f"{solver.MAX_ITER} steps of {solver.IMS_PER_BATCH} pictures, learning rate {solver.BASE_LR:.3g}"
     _tell(cfg, trainer.model, training=steps)
-    return trainer.train()
+    results = trainer.train()
+    folder = Path(cfg.OUTPUT_DIR)
+    files = [folder / "model_best.pth"] * bool(cfg.TEST.BEST_METRIC) + [folder / "model_final.pth"]
+    logger.info("Weights: %s; demo/demo.py --weights draws with them", " and ".join(map(str, files)))
+    return results
 
 
 def _evaluate(cfg: CfgNode, options: RunOptions) -> Any:
