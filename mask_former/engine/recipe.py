@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from detectron2.config import CfgNode
 
-from mask_former.config import CONFIG_FOLDERS, available_device, load_config
+from mask_former.config import CONFIG_FOLDERS, available_device, leaves, load_config
 from mask_former.data.own.dataset import OwnDataset
 from mask_former.engine.recipe_text import Recipe
 from mask_former.engine.start_weights import StartWeights
