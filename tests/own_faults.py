@@ -271,6 +271,8 @@ PANOPTIC_FAULTS = [
             f"{PANOPTIC}, annotations: image_id 1 occurs", "Keep one annotation"),
     Planted("picture not annotated", "panoptic", edit(PANOPTIC, lambda c: c["annotations"].pop()),
             f"{PANOPTIC}, c.png: no annotation", "left out", stops=False),
+    Planted("panoptic orphan", "panoptic", edit(PANOPTIC, set_in("annotations", 0, image_id=99)),
+            f"{PANOPTIC}, annotation None: image_id 99", "of one export"),
     Planted("no thing", "panoptic",
             things_to_stuff,
             f"{PANOPTIC}: no class is a thing", "Set 'isthing' to 1", stops=False),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from own_faults import PLANTED
 from own_sets import ODD_SETS, SETS, change_json, coco, label, panoptic, picture, save, semantic
-from planting import Planted
+from planting import PANOPTIC, Planted, edit, unused_segment
 
 from mask_former.config import load_config
 from mask_former.data.check import main
@@ -172,6 +172,13 @@ def test_what_follows_is_mended(folder):
     assert not report.stops
     assert (record["width"], record["height"]) == (24, 16)
     assert record["annotations"][0]["bbox"] == [2, 3, 8, 6]
+
+
+def test_segments_without_a_pixel_are_left_out(folder):
+    panoptic(folder)
+    edit(PANOPTIC, unused_segment)(folder)
+    record = report_of(folder).dataset.splits["train"][0]
+    assert [segment["id"] for segment in record["segments_info"]] == [1000, 2000, 3]
 
 
 def test_pictures_without_labels_are_left_out(folder):

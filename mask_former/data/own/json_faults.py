@@ -136,9 +136,9 @@ class _Reading:
         lost = [a for a in orphans if str(a["image_id"]) not in texts]
         places = [f"annotation {a.get('id')}" for a in lost]
         what = f"image_id {lost[0]['image_id']!r} is none of the 'images'" if lost else ""
-        all_lost = bool(named) and len(lost) == len(named)
-        remedy = "Take 'images' and 'annotations' of one export." if all_lost else "They are left out."
-        yield from self._one("orphan annotations", places, what, remedy, mended=not all_lost)
+        mended = len(lost) < len(named) and not self.is_panoptic
+        remedy = "They are left out." if mended else "Take 'images' and 'annotations' of one export."
+        yield from self._one("orphan annotations", places, what, remedy, mended=mended)
         yield from self._retyped("image_id", retyped)
 
     def _retyped(self, key: str, entries: Entries) -> Iterator[Fault]:

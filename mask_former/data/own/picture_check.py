@@ -62,8 +62,8 @@ class PictureCheck:
         Returns:
             "faults"; and of a readable picture "size" (width, height), "digest", "brightness", "contrast";
             with a label "pixels" and "segments" ([class id, count] each), "void" pixels; of a palette file
-            "palette" ([index, r, g, b] of the indices in use), and of boxes to be set "boxes" ([number, x, y,
-            width, height]).
+            "palette" ([index, r, g, b] of the indices in use); to be mended "boxes" ([number, x, y, width,
+            height]) and "empty" (ids of segments).
         """
         record = job.record
         self.faults: list[Fault] = []
@@ -106,9 +106,9 @@ class PictureCheck:
         height, width = picture.shape[:2]
         digest = hashlib.blake2b(picture.tobytes(), digest_size=DIGEST_BYTES)
         digest.update(f"{width}x{height}".encode())
-        grey = picture[:: max(1, height // 256), :: max(1, width // 256)].mean(axis=2)
+        some = picture[:: max(1, height // 128), :: max(1, width // 128)]
         self.found |= {"size": [width, height], "digest": digest.hexdigest()}
-        self.found |= {"brightness": float(grey.mean()), "contrast": float(grey.std())}
+        self.found |= {"brightness": float(some.mean()), "contrast": float(some.std())}
         stated = (record.get("width", width), record.get("height", height))
         if stated != (width, height):
             turned = " It is turned by a quarter in EXIF." if stated == (height, width) else ""
@@ -194,6 +194,7 @@ class PictureCheck:
             found = f"segment ids {abbreviated(empty)} of the JSON have no pixel in the PNG"
             fault = Fault("segments without a pixel", path, found, "They are left out.", False, True)
             self._add(fault)
+            self.found["empty"] = empty
         pixels, segments = Counter[int](), Counter[int]()
         for number, area in areas.items():
             if number in listed and not listed[number].get("iscrowd", 0):
