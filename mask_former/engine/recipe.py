@@ -282,6 +282,8 @@ def _set_training(
     reason += f"; {steps * batch / count:.3g} times through {count} pictures"
     steps = recipe.set("SOLVER.MAX_ITER", steps, reason)
     recipe.set("SOLVER.WARMUP_ITERS", min(500, steps // 10), "a tenth of the run, 500 at most")
+    decay = round(1 - 20 / steps, 4) if steps >= 200 else 0.0
+    recipe.set("SOLVER.EMA_DECAY", decay, "an average over a twentieth of the run; none for a very short one")
     tenth = math.ceil(steps / 10)
     recipe.set("TEST.EVAL_PERIOD", tenth, "ten times in all; the best weights are kept")
     recipe.set("SOLVER.CHECKPOINT_PERIOD", tenth, "as often; the last two are kept")
