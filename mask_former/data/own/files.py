@@ -95,10 +95,11 @@ def _folders(folder: Path) -> list[Path]:
 def picture_folders(folder: Path, label_suffixes: Collection[str]) -> dict[str, tuple[Path, Path]]:
     """Return split -> folders of its pictures and labels; "" where folders say nothing of splits.
 
-    Splits may lie above (train/images, train/labels) or below (images/train, labels/train). Empty if there
-    are no such folders.
+    Splits may lie above (train/images, train/labels), below (images/train, labels/train) or be all there is
+    (train, train_labels). Empty if there are no such folders.
     """
-    above = {split: _beside(path, label_suffixes) for split, path in split_folders(folder).items()}
+    parts = split_folders(folder)
+    above = {s: _beside(p, label_suffixes) or _named_after(p, label_suffixes) for s, p in parts.items()}
     pairs = {split: pair for split, pair in above.items() if pair}
     if "train" in pairs:
         return pairs
@@ -115,6 +116,13 @@ def _beside(folder: Path, label_suffixes: Collection[str]) -> tuple[Path, Path] 
     pictures = named_folders(folder, PICTURE_FOLDERS)
     labels = [path for path in named_folders(folder, LABEL_FOLDERS) if _holds(path, label_suffixes)]
     return (pictures[0], labels[0]) if pictures and labels else None
+
+
+def _named_after(folder: Path, label_suffixes: Collection[str]) -> tuple[Path, Path] | None:
+    """Return a folder of pictures, and that of labels which is called after it."""
+    names = [folder.name.lower() + ending for ending in ("_labels", "_masks", "annot")]
+    labels = [path for path in named_folders(folder.parent, names) if _holds(path, label_suffixes)]
+    return (folder, labels[0]) if labels else None
 
 
 def _holds(folder: Path, suffixes: Collection[str]) -> bool:
