@@ -17,6 +17,7 @@ from tqdm import tqdm
 from mask_former.formats import read_json, semantic_label_files
 
 from .dataset import OwnDataset
+from .label_faults import file_fault
 from .memory import Memory, default_cache, key_of, stamp
 from .mending import kept, mended_dataset, statistics_of
 from .picture_check import CONTENT_ERRORS, Job, PictureCheck
@@ -128,8 +129,15 @@ def _taken(split: str, number: int, records: Sequence[dict[str, Any]]) -> Checke
         return Checked(split, number, records[number], {})
     except CONTENT_ERRORS as error:
         picture = records.pairs[number][0] if isinstance(records, Records) else None
-        where, found = picture or f"picture {number} of {split}", str(error).rstrip(".")
-        fault = Fault("files that cannot be read", where, found, "Correct the file.", picture=picture)
+        fault = Fault(
+            "files that cannot be read",
+            picture or f"picture {number} of {split}",
+            str(error).rstrip("."),
+            "Correct the file.",
+            picture=picture,
+        )
+        if picture and (isinstance(error, FileNotFoundError) or str(error).startswith(picture)):
+            fault = replace(file_fault(picture, "picture", error), picture=picture)
         return Checked(split, number, None, {"faults": [fault.to_dict()]})
 
 
