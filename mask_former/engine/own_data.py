@@ -9,7 +9,7 @@ from detectron2.config import CfgNode
 from detectron2.utils import comm
 
 from mask_former.config import load_config
-from mask_former.data.own.check import check_against_config, check_dataset, check_sources
+from mask_former.data.own.check import CONTENT_ERRORS, check_against_config, check_dataset, check_sources
 from mask_former.data.own.dataset import OwnDataset, register
 from mask_former.data.own.layouts import find_dataset
 from mask_former.data.own.report import Report, faults_text
@@ -61,7 +61,7 @@ def checked(folder: str, layout: str, seed: int, ignore_faults: bool) -> Report:
 def _found(path: Path, layout: str, seed: int) -> OwnDataset:
     try:
         return find_dataset(path, layout or None, seed)
-    except (OSError, ValueError, LookupError, TypeError):
+    except CONTENT_ERRORS:
         # The likely reason, and there may be more than one, is in the annotation files.
         faults = check_sources(path) if path.is_dir() else []
         if not faults:
