@@ -167,3 +167,11 @@ def things_to_stuff(folder: Path) -> None:
 
 def unused_segment(content: Any) -> None:
     content["annotations"][0]["segments_info"].append({"id": 9, "category_id": 5})
+
+
+def listed_picture(folder: Path) -> None:
+    """Name the training pictures in a text file, one of them missing."""
+    (folder / "train.txt").write_text("train/images/a.png\ntrain/images/b.png\ntrain/x.png")
+    text(TABLE, "train: train.txt\nval: val/images\nnames: [car, dog]")(folder)
+    (folder / "train/images/c.png").unlink()
+    (folder / "train/labels/c.txt").unlink()

@@ -154,6 +154,14 @@ def test_ignored_faults_leave_pictures_out_and_say_how_many(folder, capsys):
     assert [os.path.basename(record["file_name"]) for record in left] == ["c.png"]
 
 
+def test_of_two_pictures_of_one_name_the_one_in_its_split_is_left_out(folder):
+    coco(folder)
+    (folder / "val/d.png").rename(folder / "val/a.png")
+    change_json(folder, "val", lambda content: content["images"][0].update(file_name="a.png"))
+    change_json(folder, "val", lambda content: content["annotations"][0].update(category_id=99))
+    assert report_of(folder, ignore_faults=True).left_out == (str(folder / "val/a.png"),)
+
+
 def test_faults_of_all_pictures_cannot_be_ignored(folder, capsys):
     semantic(folder)
     for name in "abc":

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from mask_former.formats import read_json, semantic_label_files
 
 from .dataset import OwnDataset
+from .label_faults import file_fault
 from .memory import Memory, default_cache, key_of, stamp
 from .mending import kept, mended_dataset, statistics_of
 from .picture_check import CONTENT_ERRORS, Job, PictureCheck
@@ -51,8 +52,7 @@ def check_dataset(
         checked = _check_pictures(dataset, memory, processes or len(os.sched_getaffinity(0)))
     finally:
         memory.write()
-    by_end = _pictures_by_end(checked)
-    faults = [replace(fault, picture=by_end(fault.picture)) for fault in sources]
+    faults = _with_pictures(sources, dataset, checked)
     faults += [Fault(**fault) for entry in checked for fault in entry.measure["faults"]]
     usable = kept(checked, dataset.task, ())
     faults += set_faults(dataset, checked, statistics_of(usable, dataset))
@@ -129,8 +129,15 @@ def _taken(split: str, number: int, records: Sequence[dict[str, Any]]) -> Checke
         return Checked(split, number, records[number], {})
     except CONTENT_ERRORS as error:
         picture = records.pairs[number][0] if isinstance(records, Records) else None
-        where, found = picture or f"picture {number} of {split}", str(error).rstrip(".")
-        fault = Fault("label files that cannot be read", where, found, "Correct the file.", picture=picture)
+        fault = Fault(
+            "files that cannot be read",
+            picture or f"picture {number} of {split}",
+            str(error).rstrip("."),
+            "Correct the file.",
+            picture=picture,
+        )
+        if picture and (isinstance(error, FileNotFoundError) or str(error).startswith(picture)):
+            fault = replace(file_fault(picture, "picture", error), picture=picture)
         return Checked(split, number, None, {"faults": [fault.to_dict()]})
 
 
@@ -171,6 +178,23 @@ def _annotations_as_they_stand(
             for annotation in content["annotations"]:
                 raw[split, names.get(str(annotation.get("image_id"))) or ""].append(annotation)
     return raw
+
+
+def _with_pictures(faults: Iterable[Fault], dataset: OwnDataset, checked: Sequence[Checked]) -> list[Fault]:
+    """Return the faults of annotation files with the file names of their pictures.
+
+    The same name in the files of two splits means two pictures.
+    """
+    finders = {
+        str(path): _pictures_by_end(entry for entry in checked if dataset.json_files.get(entry.split) == path)
+        for path in dataset.json_files.values()
+    }
+    by_end = _pictures_by_end(checked)
+    found = []
+    for fault in faults:
+        find = next((find for path, find in finders.items() if fault.where.startswith(path)), by_end)
+        found.append(replace(fault, picture=find(fault.picture)))
+    return found
 
 
 def _pictures_by_end(checked: Iterable[Checked]) -> Callable[[str | None], str | None]:

@@ -19,7 +19,7 @@ LOSSY_FORMATS = ("AVIF", "JPEG", "JPEG2000", "MPO")
 def file_fault(path: str | Path, what: str, error: Exception | None = None) -> Fault:
     """Return the fault of a file that is not there, or, with the reader's error, that cannot be read."""
     name = Path(path)
-    if error is None and not name.exists():
+    if not name.exists():
         alike = sorted(p.name for p in name.parent.glob("*") if p.stem.lower() == name.stem.lower())
         hint = f"there is {alike[0]}" if alike else "put it there, or take its picture out of the data set"
         remedy = f"Expected it here; {hint}."

@@ -136,13 +136,13 @@ class PictureCheck:
         try:
             label = read_semantic_label(record)
         except ValueError as error:
-            if (
-                error.__cause__ is not None
-            ):  # of the decoder; else values have no class, or masks several sizes
-                self._add(file_fault(paths[0], "label", error))
+            path = next((path for path in paths if str(error).startswith(path)), paths[0])
+            if error.__cause__ is not None:  # of the decoder
+                self._add(file_fault(path, "label", error))
                 return
-            found, remedy = str(error).removeprefix(f"{paths[0]}: ").rstrip("."), "See the table of classes."
-            self._add(Fault("label values that are no class", paths[0], found, remedy))
+            # Values have no class, or the masks of a picture several sizes.
+            found, remedy = str(error).removeprefix(f"{path}: ").rstrip("."), "See the table of classes."
+            self._add(Fault("label values that are no class", path, found, remedy))
             return
         if label.shape != size[::-1]:
             self._add(size_fault(paths[0], label.shape, record["file_name"], size))

@@ -76,13 +76,14 @@ def _class_faults(dataset: OwnDataset) -> Iterator[Fault]:
 
 def _content_faults(dataset: OwnDataset, statistics: Statistics) -> Iterator[Fault]:
     where, names = str(dataset.folder), dataset.classes
-    used = {k for counts in statistics.pixels_by_class.values() for k, count in enumerate(counts) if count}
     if not sum(statistics.pictures.values()):
         return
-    if not used:
-        found = "no label has a pixel of any class"
+    train = statistics.pixels_by_class.get("train", ())
+    if not any(train):
+        found = "no label of a training picture has a pixel of any class"
         yield Fault("data sets without a label", where, found, "Check the labels' export.")
         return
+    used = {k for counts in statistics.pixels_by_class.values() for k, count in enumerate(counts) if count}
     if dataset.task == "semantic" and len(used) == 1:
         (only,) = used
         if any(statistics.void_pixels.values()):
@@ -94,9 +95,8 @@ def _content_faults(dataset: OwnDataset, statistics: Statistics) -> Iterator[Fau
             remedy = "There is nothing to learn: check the labels' export."
             yield Fault("labels that are all one class", where, found, remedy)
         return
-    train = statistics.pixels_by_class.get("train", ())
     absent = [names[k] for k, count in enumerate(train) if not count]
-    if absent and any(train):
+    if absent:
         found = f"no training picture shows {', '.join(absent[:8])}" + ", ..." * (len(absent) > 8)
         remedy = "The model cannot learn these; if others are missing too, check the order of the classes."
         yield Fault("classes without a training pixel", dataset.classes_from, found, remedy, stops=False)
