@@ -14,6 +14,7 @@ import yaml
 import demo
 import train_net
 from mask_former.data.check import main as check
+from mask_former.engine import own_data
 
 ROOT = Path(__file__).parent.parent
 # What is added to the commands that train, so that they take seconds.
@@ -88,6 +89,7 @@ def test_a_second_run_started_from_the_first(walked):
 def test_the_first_progress_comes_early_and_nothing_of_others_is_shown(walked, capsys, monkeypatch):
     monkeypatch.chdir(walked)
     monkeypatch.setenv("XDG_CACHE_HOME", str(walked / "cache"))
+    monkeypatch.setattr(own_data, "_reports", {})  # as in a process of its own
     words = ["--data", "town", "--output", "output/again", *SHORT.split(), "SOLVER.MAX_ITER", "3"]
     assert train_net.main(words) == 0
     lines = capsys.readouterr().out.splitlines()
