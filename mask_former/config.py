@@ -64,6 +64,9 @@ DEFAULTS: dict[str, Any] = {
     # Steps in a row that are skipped because their loss or gradient is not finite, before the run stops. No
     # such step changes a weight. The overflows that a float16 gradient scaler works with do not count.
     "SOLVER.SKIP_NOT_FINITE": 0,
+    # Records of failed steps for `python -m mask_former.replay`, that each process keeps under
+    # OUTPUT_DIR/failed_steps; one takes about three times the size of the weights. 0: none.
+    "SOLVER.FAILED_STEPS_KEPT": 2,
     # Type of automatic mixed precision when SOLVER.AMP.ENABLED: "float16" (with a gradient scaler) or
     # "bfloat16" (without).
     "SOLVER.AMP.DTYPE": "float16",
@@ -152,6 +155,9 @@ DEFAULTS: dict[str, Any] = {
     "MODEL.TIMM.DROP_PATH_RATE": 0.0,
     # Maps to give, of strides 4 to 32; what none of them needs is not built.
     "MODEL.TIMM.OUT_FEATURES": ["res2", "res3", "res4", "res5"],
+    # The network that --eval-only scores: "plain", as it is trained; "float32", prepared for inference, which
+    # differs by rounding; "bfloat16"; or "auto", see modeling/preparation.py.
+    "TEST.PRECISION": "float32",
     # Metric by which the best checkpoint is kept as model_best.pth, as "task/name" (for example
     # "panoptic_seg/PQ"); higher is better. Empty: no best checkpoint.
     "TEST.BEST_METRIC": "",

@@ -64,13 +64,14 @@ ALLOWED = {
     # Programs.
     "engine": {
         *("engine", "config", "checkpoint", "data", "evaluation", "inference", "prediction"),
-        *("solver", "modeling.build", "formats", "model_zoo", "conversion"),
+        *("solver", "modeling.build", "modeling.preparation", "formats", "model_zoo", "conversion"),
     },
     "export": {
         *("export", "config", "evaluation", "formats", "inference", "prediction"),
         *("modeling.build", "modeling.per_pixel", "modeling.pixel_decoder"),
         *("modeling.preparation", "modeling.structures", "modeling.transformer_decoder"),
     },
+    "replay": {"checkpoint", "engine.failed_steps", "engine.step", "modeling.build", "solver"},
     "benchmark": {
         *("benchmark", "config", "model_zoo", "conversion", "inference"),
         *("modeling", "data", "evaluation", "formats", "solver", "engine.hooks"),

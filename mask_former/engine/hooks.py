@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import os
 import resource
 import signal
@@ -85,7 +86,8 @@ class SaveAndClean(hooks.PeriodicCheckpointer):
 class KeepBest(HookBase):
     """After each evaluation, save the weights as model_best.pth if their metric is the highest so far.
 
-    A resumed run reads the value from model_best.json. Runs on the main process, after the evaluation hook.
+    A score that is not defined (NaN) is the lowest. A resumed run reads the value from model_best.json.
+    Runs on the main process, after the evaluation hook.
     """
 
     def __init__(self, checkpointer: DetectionCheckpointer, metric: str) -> None:
@@ -97,7 +99,7 @@ class KeepBest(HookBase):
     def before_train(self) -> None:
         """Read the best value of the resumed run, if any."""
         is_resumed = self.trainer.start_iter > 0 and self.record.exists()
-        self.best = json.loads(self.record.read_text())["value"] if is_resumed else float("-inf")
+        self.best = json.loads(self.record.read_text())["value"] if is_resumed else math.nan
 
     def after_train(self) -> None:
         """Compare the value of the last evaluation, which runs after the last step."""
@@ -115,7 +117,7 @@ class KeepBest(HookBase):
         if iteration == self.compared_at:
             return
         self.compared_at = iteration
-        if value > self.best:
+        if math.isnan(self.best) or value > self.best:
             self.best = value
             self.checkpointer.save("model_best", tag_last=False, **{self.metric: float(value)})
             record = {"metric": self.metric, "value": float(value), "iteration": int(iteration)}

@@ -75,17 +75,17 @@ def progress_level() -> int:
     return logging.DEBUG if sys.stderr.isatty() else logging.INFO
 
 
-def one_line(error: BaseException) -> str:
-    """Return an error as one line, with its type where the message alone might not tell."""
+def told(error: BaseException) -> str:
+    """Return what an error says, with its type where the message alone might not tell."""
     if isinstance(error, KeyError) and error.args:
         return str(error.args[0])
     if isinstance(error, OSError) and error.filename and error.strerror:
         return f"{error.filename}: {error.strerror}"
-    # Of a process that was started here, the whole traceback; its last line is the error.
-    lines = str(error).strip().splitlines() or [""]
-    text = lines[-1] if "Traceback (most recent call last)" in str(error) else " ".join(map(str.strip, lines))
-    is_told = isinstance(error, ValueError | OSError | ImportError | FloatingPointError)
-    return text if is_told else f"{type(error).__name__}: {text} (--debug shows where)"
+    text = str(error).strip()
+    if "Traceback (most recent call last)" in text:  # of a process that was started here
+        return text.splitlines()[-1]
+    is_clear = isinstance(error, ValueError | OSError | ImportError | FloatingPointError)
+    return text if is_clear else f"{type(error).__name__}: {text} (--debug shows where)"
 
 
 def shown(rows: Mapping[str, str]) -> str:

@@ -12,7 +12,7 @@ from mask_former import model_zoo
 from mask_former.checkpoint import described_config, read_checkpoint, resolve
 from mask_former.checkpoint.fitting import HEAD
 from mask_former.config import load_config
-from mask_former.conversion.backbones import describe_backbone
+from mask_former.conversion.backbones import UnknownLayoutError, describe_backbone
 from mask_former.conversion.files import TO_OURS, SourceWeights, read_source, write_checkpoint
 
 # Kinds of files that the checkpointer cannot load as they are.
@@ -47,12 +47,16 @@ def find_weights(name: str, folder: Path, allow_unsafe: bool = False, is_timm: b
     if not path.exists() and not path.suffix and "://" not in name:
         return StartWeights(model_zoo.weights_file(name), True, model_zoo.get_config(name))
     path = path if path.is_dir() else resolve(name)
-    if is_timm and path.is_file():
-        checkpoint = read_checkpoint(path, allow_unsafe)
-        is_whole = any(HEAD in entry for entry in checkpoint["model"])
-        return StartWeights(path, is_whole, described_config(checkpoint.get("metadata", {}), path))
-    source = read_source(path, allow_unsafe)
-    start = StartWeights(path, not source.is_backbone, _described(source, path))
+    as_it_is = _as_it_is(path, allow_unsafe) if path.is_file() else None
+    if as_it_is and (is_timm or as_it_is.is_whole):
+        return as_it_is
+    try:
+        source = read_source(path, allow_unsafe)
+    except UnknownLayoutError:
+        if as_it_is is None:
+            raise
+        return as_it_is  # such as of a user's own backbone; the report of its loading will tell
+    start = StartWeights(path, not source.is_backbone, _described(source))
     if source.is_backbone:
         start = start._replace(backbone=describe_backbone(source.state).keys)
     if source.kind not in CONVERTED:
@@ -66,10 +70,17 @@ def find_weights(name: str, folder: Path, allow_unsafe: bool = False, is_timm: b
     return start._replace(file=file)
 
 
-def _described(source: SourceWeights, path: Path) -> CfgNode | None:
-    """Return the configuration that weights hold, over the defaults, or None."""
+def _as_it_is(path: Path, allow_unsafe: bool) -> StartWeights:
+    """Return a file that the checkpointer loads without a conversion."""
+    checkpoint = read_checkpoint(path, allow_unsafe)
+    is_whole = any(name.removeprefix("module.").startswith(HEAD) for name in checkpoint["model"])
+    return StartWeights(path, is_whole, described_config(checkpoint.get("metadata", {}), path))
+
+
+def _described(source: SourceWeights) -> CfgNode | None:
+    """Return the configuration in a Hugging Face folder, over the defaults."""
     if not source.keys:
-        return described_config(source.metadata, path)
+        return None
     cfg = load_config()
     for key, value in source.keys.items():
         cfg.merge_from_list([key, value])

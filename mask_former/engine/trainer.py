@@ -85,6 +85,14 @@ class Trainer(DefaultTrainer):
         self.scheduler.last_epoch -= 1
         self.scheduler.step()
 
+    def after_step(self) -> None:
+        """Run the hooks; a step after which one of them fails is recorded."""
+        try:
+            super().after_step()
+        except Exception as error:
+            self._trainer.recorder.record(self._trainer, self._trainer.batch, error, "after the update")
+            raise
+
     def train(self) -> Any:
         """Train and return the results of the last evaluation, or None if there was none."""
         if self.start_iter >= self.max_iter:
