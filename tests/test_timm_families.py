@@ -22,7 +22,7 @@ CONVOLUTIONAL = [
     ),
     *("efficientnet_b0", "tf_efficientnet_lite0", "tf_efficientnetv2_b0", "mnasnet_small", "mobilenetv2_035"),
     *("mobilenetv3_small_050", "mobilenetv4_conv_small_035", "lcnet_035", "tinynet_e", "mixnet_s"),
-    *("ghostnet_050", "repghostnet_050", "hgnetv2_b0", "rexnet_100", "starnet_s050"),
+    *("ghostnet_050", "repghostnet_050", "hgnetv2_b0", "repvgg_a0", "rexnet_100", "starnet_s050"),
     *("fasternet_t0", "inception_next_atto", "mambaout_femto", "poolformer_s12"),
 ]
 # With attention; the last row has patches of 14 or 16 pixels, and one map alone.

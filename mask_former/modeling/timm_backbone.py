@@ -111,6 +111,9 @@ class TimmBackbone(Backbone):
         padding = [side + -side % self.multiple - given for side, given in zip(whole, size, strict=True)]
         if any(padding):
             image = F.pad(image, (0, padding[1], 0, padding[0]))
+        if self.training:
+            # In channels-last order, the CPU backward pass of FastViT and RepVGG breaks memory (torch 2.14).
+            image = image.contiguous()
         features = self.net.forward_intermediates(
             image, indices=self.indices, norm=self.final_norm, intermediates_only=True
         )
