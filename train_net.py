@@ -18,9 +18,11 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Sequence
+from types import FrameType
 
 # The libraries are imported after the arguments are read, so that wrong ones and --help take no seconds.
 
@@ -113,5 +115,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def end(number: int, frame: FrameType | None) -> None:
+    """End at once on a signal outside of the training steps, where there is nothing to save."""
+    sys.stderr.write(f"stopped by {signal.Signals(number).name} before the first step or after the last\n")
+    sys.stderr.flush()
+    # Not an exception: libraries swallow some, and the exit of Python would wait for spawned processes.
+    os._exit(128 + number)
+
+
 if __name__ == "__main__":
+    for ending in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(ending) != signal.SIG_IGN:
+            signal.signal(ending, end)
     sys.exit(main())

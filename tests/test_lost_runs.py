@@ -4,11 +4,14 @@ import logging
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
-from tiny_runs import CONFIG, OPTS, tiny_config
+from tiny_runs import CONFIG, OPTS, tiny_command, tiny_config
 
 from mask_former.checkpoint import read_checkpoint
 from mask_former.checkpoint.reading import DamagedFileError
@@ -173,9 +176,8 @@ def test_the_lock_of_a_killed_run_is_stale_at_once(tmp_path, holder):
     assert (tmp_path / "held" / "run.lock").read_text().endswith(f"process {os.getpid()}\n")
 
 
-def run_program(output: Path, flag: str = "", *more: str, iterations: int = 4) -> None:
-    opts = [*OPTS, *RUN, "SOLVER.MAX_ITER", str(iterations), "OUTPUT_DIR", str(output), *more]
-    flags = {flag.removeprefix("--").replace("-", "_"): True} if flag else {}
+def run_program(output: Path, *opts: str, iterations: int = 4, **flags: bool) -> None:
+    opts = (*OPTS, *RUN, "SOLVER.MAX_ITER", str(iterations), "OUTPUT_DIR", str(output), *opts)
     main(RunOptions(config_file=str(CONFIG), opts=opts, **flags))
 
 
@@ -189,15 +191,15 @@ def test_a_used_folder_is_refused_and_left_as_it_is(data_folder, used):
 
 def test_overwrite_deletes_the_earlier_run(data_folder, used):
     (used / "notes.txt").write_text("mine")
-    run_program(used, "--overwrite", iterations=1)
+    run_program(used, iterations=1, overwrite=True)
     assert {file.name for file in used.glob("model_*")} == {"model_final.pth"}
     assert read_checkpoint(used / "model_final.pth")["trainer"]["iteration"] == 0
     assert (used / "notes.txt").read_text() == "mine"
 
 
 def test_resume_and_evaluation_may_use_the_folder(data_folder, used):
-    run_program(used, "--resume")
-    run_program(used, "--eval-only", "MODEL.WEIGHTS", str(used / "model_final.pth"))
+    run_program(used, resume=True)
+    run_program(used, eval_only=True, resume=True)
 
 
 @pytest.mark.parametrize(
@@ -262,7 +264,7 @@ def test_another_model_or_optimizer_is_refused_before_anything_is_built(
 ):
     monkeypatch.delattr("mask_former.engine.run.Trainer.__init__")
     with pytest.raises(ValueError, match=rf"^Cannot resume in .*: {key} was \S+ and is '?{value}'?\. Set it"):
-        run_program(used, "--resume", key, value)
+        run_program(used, key, value, resume=True)
 
 
 def test_another_model_that_no_key_names_is_refused_by_its_entries(data_folder, used):
@@ -270,3 +272,36 @@ def test_another_model_that_no_key_names_is_refused_by_its_entries(data_folder, 
     trainer.model.extra = torch.nn.Linear(2, 2)
     with pytest.raises(ValueError, match=r"^Cannot resume, .* another one: .*2 re-initialised"):
         trainer.resume_or_load(resume=True)
+
+
+def catches_sigterm(process: subprocess.Popen) -> bool:
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    caught = int(status.split("SigCgt:")[1].split()[0], 16)
+    return bool(caught >> (signal.SIGTERM - 1) & 1)
+
+
+def test_sigterm_before_the_first_step_is_an_orderly_end(data_folder, tmp_path):
+    # While the libraries are imported, and later, when the model is built or the data are read.
+    environment = {**os.environ, "DETECTRON2_DATASETS": str(data_folder), "PYTHONWARNINGS": "ignore"}
+    script, *arguments = tiny_command(tmp_path)
+    moments = (0.0, 0.3, 4.0)
+    runs = [
+        subprocess.Popen(
+            [sys.executable, script, *arguments, "OUTPUT_DIR", str(tmp_path / str(moment))],
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for moment in moments
+    ]
+    for moment, process in zip(moments, runs, strict=True):
+        while not catches_sigterm(process):
+            time.sleep(0.01)
+        time.sleep(moment)
+        process.send_signal(signal.SIGTERM)
+    for process in runs:
+        lines = process.communicate(timeout=60)[1].splitlines()
+        assert process.returncode == 128 + signal.SIGTERM
+        assert "topped by SIGTERM" in lines[-1]
+        assert "Traceback" not in lines

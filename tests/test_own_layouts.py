@@ -14,6 +14,7 @@ from PIL import Image
 
 from mask_former.config import load_config
 from mask_former.data.mapper import TrainingMapper
+from mask_former.data.own.classes import find_classes
 from mask_former.data.own.layouts import find_dataset, register, summary
 from mask_former.evaluation import InstanceEvaluator, build_evaluators, check_ground_truth
 from mask_former.formats import draw_polygons, read_semantic_label
@@ -347,3 +348,48 @@ def test_labelme_groups_rectangles_circles_and_ignored_areas(scenes, tmp_path):
     assert (mask.sum(), car["bbox"]) == (2 * 6 * 6, [2, 3, 24, 6])
     assert draw_polygons(tree["segmentation"], height, width).sum() == pytest.approx(np.pi * 25, rel=0.1)
     assert [a["iscrowd"] for a in (car, tree, ignored)] == [0, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "names", "colors"),
+    [
+        ("classes.txt", "\ufeffroad\n\n traffic light \n", ["road", "traffic light"], None),
+        (
+            "classes.txt",
+            "road 128 64 128\ntraffic light 1 2 3\n",
+            ["road", "traffic light"],
+            [(128, 64, 128), (1, 2, 3)],
+        ),
+        (
+            "label_colors.txt",
+            "64 128 64\tAnimal\n192 0 128\tArch\n",
+            ["Animal", "Arch"],
+            [(64, 128, 64), (192, 0, 128)],
+        ),
+        (
+            "labelmap.txt",
+            "# label:color_rgb:parts:actions\na:1,2,3::\nb:4,5,6::\n",
+            ["a", "b"],
+            [(1, 2, 3), (4, 5, 6)],
+        ),
+        ("class_dict.csv", "name,r,g,b\na b,1,2,3\nc,4,5,6\n", ["a b", "c"], [(1, 2, 3), (4, 5, 6)]),
+        ("classes.json", '{"1": "b", "0": "a"}', ["a", "b"], None),
+        ("classes.json", '{"classes": [{"name": "a", "color": [1, 2, 3]}]}', ["a"], [(1, 2, 3)]),
+    ],
+)
+def test_classes_are_read_from_each_kind_of_table(name, text, names, colors, tmp_path):
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    assert find_classes(tmp_path) == (names, colors, name)
+
+
+@pytest.mark.parametrize(
+    "train", ["/content/town/images/train", "images/train", ["./images/train"], "train.txt"]
+)
+def test_yolo_paths_of_other_machines_are_found(train, scenes, tmp_path):
+    exports.yolo(tmp_path, scenes)
+    (tmp_path / "data.yaml").write_text(json.dumps({"train": train, "names": {1: "tree", 0: "car"}}))
+    (tmp_path / "train.txt").write_text("".join(f"./images/train/scene_{n}.png\n" for n in range(4)))
+    dataset = find_dataset(tmp_path)
+    assert dataset.classes == exports.THINGS
+    records = [record for split in dataset.splits.values() for record in split]
+    assert [len(record["annotations"]) for record in records] == [2] * 4

@@ -277,12 +277,10 @@ def _set_backbone(recipe: Recipe, request: Request, device: Device) -> None:
     for key, value in keys.items():
         recipe.set(key, value, reason)
     if "MODEL.RESNETS.DEPTH" in keys:
-        norm = (
-            ("FrozenBN", "statistics of the weights")
-            if start
-            else ("BN", "not frozen: nothing is trained yet")
-        )
+        norm = ("FrozenBN", "statistics of the weights") if start else ("BN", "nothing to freeze yet")
         recipe.set("MODEL.RESNETS.NORM", *norm)
+    elif start is not None and "MODEL.TIMM.NAME" in keys:
+        recipe.set("MODEL.BACKBONE.FREEZE", "norms", "statistics of the weights")
     if "MODEL.TIMM.NAME" not in keys:  # those of timm know theirs
         recipe.set("MODEL.PIXEL_MEAN", IMAGENET_MEAN, "of ImageNet, RGB")
         recipe.set("MODEL.PIXEL_STD", IMAGENET_STD, "of ImageNet, RGB")

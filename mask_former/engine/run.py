@@ -17,7 +17,7 @@ from detectron2.utils import comm
 from detectron2.utils.collect_env import collect_env_info
 from detectron2.utils.env import seed_all_rng
 
-from mask_former.checkpoint import Checkpointer, flat_metrics
+from mask_former.checkpoint import Checkpointer, checkpoints_in, flat_metrics
 from mask_former.config import load_config
 from mask_former.engine.own_data import recipe_file, register_folder
 from mask_former.engine.recipe import Request, is_timm
@@ -29,6 +29,8 @@ from mask_former.engine.start_weights import find_weights
 from mask_former.engine.trainer import Trainer, checkpoint_metadata
 from mask_former.evaluation import check_ground_truth
 from mask_former.formats import replacing
+from mask_former.inference.ruled_model import RuledModel
+from mask_former.modeling.preparation import prepare_for_inference
 
 logger = logging.getLogger(__name__)
 
@@ -141,9 +143,9 @@ def _import(modules: Sequence[str]) -> None:
 
 
 def _weights_to_score(cfg: CfgNode, resume: bool) -> str:
-    last = Path(cfg.OUTPUT_DIR) / "last_checkpoint"
-    if resume and last.is_file():
-        return str(last.with_name(last.read_text().strip()))
+    checkpoints = checkpoints_in(cfg.OUTPUT_DIR) if resume else []
+    if checkpoints:
+        return str(checkpoints[0])
     if not cfg.MODEL.WEIGHTS:
         raise ValueError(
             "--eval-only has no weights to score: give --weights FILE, or --resume for the last checkpoint "
@@ -179,6 +181,8 @@ def _evaluate(cfg: CfgNode, options: RunOptions) -> Any:
             f"head, such as {random[0]}. Give --weights a checkpoint of a model with this configuration."
         )
     _tell(cfg, model)
+    if cfg.TEST.PRECISION != "plain" and isinstance(model, RuledModel):
+        model = prepare_for_inference(model, cfg.TEST.PRECISION, in_place=True)
     results = Trainer.test(cfg, model)
     if cfg.TEST.AUG.ENABLED:
         results.update(Trainer.test_with_tta(cfg, model))

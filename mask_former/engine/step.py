@@ -21,6 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from mask_former.data.loader import build_train_loader, training_seed
+from mask_former.engine.failed_steps import StepRecorder
 from mask_former.inference.ruled_model import unwrapped
 from mask_former.solver import parameter_names, state_by_name
 
@@ -45,7 +46,13 @@ class TrainingData:
         self.start_iteration = 0
 
     def __iter__(self) -> Iterator[Batch]:
-        yield from build_train_loader(self.cfg, start_iteration=self.start_iteration, seed=self.seed)
+        try:
+            yield from build_train_loader(self.cfg, start_iteration=self.start_iteration, seed=self.seed)
+        except (ConnectionError, EOFError) as error:
+            raise RuntimeError(
+                f"A data worker ended in the middle of its work ({error}), perhaps for want of memory: lower "
+                "DATALOADER.NUM_WORKERS, then --resume."
+            ) from error
 
 
 class TrainStep(SimpleTrainer):
@@ -60,6 +67,9 @@ class TrainStep(SimpleTrainer):
         self.accumulate = cfg.SOLVER.ACCUMULATE
         self.amp_type = _amp_type(cfg)
         self.report_folder = Path(cfg.OUTPUT_DIR)
+        self.recorder = StepRecorder(cfg)
+        self.batch: Batch | None = None
+        self.last_seed = 0
         self.skips_allowed, self.skips = cfg.SOLVER.SKIP_NOT_FINITE, 0
         self.device_type = next(model.parameters()).device.type
         # Does nothing unless enabled.
@@ -72,21 +82,53 @@ class TrainStep(SimpleTrainer):
             )
 
     def run_step(self) -> None:
-        """Train on one batch."""
+        """Train on one batch; a step that fails is recorded."""
         start = time.perf_counter()
-        batch = next(self._data_loader_iter)
+        self.batch = None
+        self.batch = next(self._data_loader_iter)
         data_time = time.perf_counter() - start
-        torch.manual_seed(step_seed(self.data_loader.seed, comm.get_rank(), self.iter))
+        try:
+            self._train_on(self.batch)
+        except Exception as error:
+            self.recorder.record(self, self.batch, error, "before the update")
+            raise
+        get_event_storage().put_scalar("data_time", data_time)
+
+    def _train_on(self, batch: Batch) -> None:
+        self.last_seed = step_seed(self.data_loader.seed, comm.get_rank(), self.iter)
+        torch.manual_seed(self.last_seed)
         self.optimizer.zero_grad()
-        losses = self._backward(batch)
+        losses = self._backward_in_memory(batch)
         # Before the check and the step, which may begin with clipping: a fused optimizer would unscale later.
         self.grad_scaler.unscale_(self.optimizer)
         if self._log(losses, batch):
             self.grad_scaler.step(self.optimizer)
         self.grad_scaler.update()
-        get_event_storage().put_scalar("data_time", data_time)
 
-    def _backward(self, batch: Batch) -> dict[str, Tensor]:
+    def _backward_in_memory(self, batch: Batch) -> dict[str, Tensor]:
+        """Do `backward`, in more and smaller parts where memory does not suffice."""
+        while True:
+            try:
+                return self.backward(batch)
+            except (RuntimeError, MemoryError) as error:
+                parts = more_parts(len(batch), self.accumulate)
+                # Other processes would wait for this one's gradients.
+                if not is_out_of_memory(error) or not parts or comm.get_world_size() > 1:
+                    raise
+                reason = str(error).partition("\n")[0][:120]
+            # After the except block, which keeps the tensors of the failed pass alive.
+            self.accumulate = parts
+            self.optimizer.zero_grad()
+            if self.device_type == "cuda":
+                torch.cuda.empty_cache()
+            torch.manual_seed(self.last_seed)
+            logger.warning(
+                "Out of memory at iteration %d (%s): the batch of %d is now drawn in %d parts, with the same "
+                "gradient. SOLVER.ACCUMULATE %d does so from the start.",
+                *(self.iter, reason, len(batch), parts, parts),
+            )
+
+    def backward(self, batch: Batch) -> dict[str, Tensor]:
         """Add the gradient of the whole batch to the parameters and return its losses, detached."""
         size = len(batch) // self.accumulate
         parts = [batch[first : first + size] for first in range(0, len(batch), size)]
@@ -196,6 +238,18 @@ def step_seed(seed: int, rank: int, iteration: int) -> int:
     """Return the seed of a step's random numbers, which differs by seed, rank and iteration."""
     low, high = np.random.SeedSequence((seed, rank, iteration)).generate_state(2).tolist()
     return (high << 32 | low) & (2**63 - 1)
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Return whether an allocation failed, on a GPU or on the CPU."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return any(words in str(error) for words in ("can't allocate memory", "not enough memory", "bad_alloc"))
+
+
+def more_parts(pictures: int, parts: int) -> int:
+    """Return the least number of equal parts that is at least twice as many, 0 if there is none."""
+    return next((n for n in range(2 * parts, pictures + 1) if pictures % n == 0), 0)
 
 
 def _amp_type(cfg: CfgNode) -> torch.dtype | None:
