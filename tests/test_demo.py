@@ -716,7 +716,7 @@ def test_the_walk_goes_on_where_it_was_stopped(tmp_path, monkeypatch, capsys):
     opts = [*tiny_runs.OPTS, *KEEP_ALL, "MODEL.DEVICE", "cpu", "TEST.SAMPLE_PICTURES", "0"]
     command = ["--config-file", str(tiny_runs.CONFIG), "--output", str(output), "--pictures", "2", *opts]
 
-    def stop(*_):
+    def stop(*_, **__):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
