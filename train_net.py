@@ -104,6 +104,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if arguments.debug:
             raise
+        if isinstance(error, ImportError):  # perhaps of Detectron2, which the next import needs
+            sys.stderr.write(f"error: {error}\n")
+            return 1
         from mask_former.engine.screen import told
 
         logging.getLogger("mask_former").debug("The run failed", exc_info=True)  # in the log file

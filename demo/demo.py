@@ -206,7 +206,11 @@ def open_output(
         from display import Window
 
         if output is not None:
-            check_single_file(output, kinds, files)
+            if len(files) > 1 or tuple(kinds) != ("overlay",):
+                raise ValueError(
+                    f"--output {output} names one file, but there are {len(files)} pictures and --save "
+                    f"{','.join(kinds)}: name a folder."
+                )
 
             def save(result: Result) -> bool:
                 result.save(output, **drawing)
@@ -226,17 +230,6 @@ def open_output(
         return True
 
     return write
-
-
-def check_single_file(output: Path, kinds: Sequence[str], files: Sequence[str]) -> None:
-    """Raise ValueError unless a file can take what there is to write."""
-    if len(files) > 1 or tuple(kinds) != ("overlay",):
-        raise ValueError(
-            f"--output {output} names one file, but there are {len(files)} pictures and --save "
-            f"{','.join(kinds)}: name a folder."
-        )
-    if output.exists() and os.path.samefile(output, files[0]):
-        raise ValueError(f"--output {output} is the picture itself, which would be lost: name another file.")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -303,7 +296,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return INTERRUPTED
     except torch.OutOfMemoryError as error:
         sys.stderr.write(f"error: out of GPU memory; try --batch 1 or smaller pictures ({describe(error)})\n")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
         sys.stderr.write(f"error: {describe(error)}\n")
     finally:
         signal.signal(signal.SIGTERM, previous_handler)

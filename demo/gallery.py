@@ -18,7 +18,7 @@ from PIL import Image
 
 from demo import TASKS_OF_KIND, build_predictor
 from mask_former.engine.own_data import register_folder
-from mask_former.engine.sample_pictures import truth_of
+from mask_former.engine.sample_pictures import spread, truth_of
 from mask_former.evaluation.ground_truth import panoptic_target, semantic_target
 from mask_former.evaluation.quality import (
     PanopticSegments,
@@ -57,7 +57,7 @@ def write_gallery(folder: Path, weights: Path, cfg: CfgNode, count: int) -> None
     gallery.mkdir()
     predictor = build_predictor(weights=str(weights), kinds=TASKS_OF_KIND)
     ignore_label = MetadataCatalog.get(name).get("ignore_label")
-    entries = [dict(entry) for entry in _spread(DatasetCatalog.get(name), MOST_SCORED)]
+    entries = [dict(entry) for entry in spread(DatasetCatalog.get(name), MOST_SCORED)]
     task = _task(entries[0], predictor)
     scored, confusion = _score(entries, predictor, task, ignore_label)
     chosen = choose(scored, count)
@@ -77,11 +77,6 @@ def write_gallery(folder: Path, weights: Path, cfg: CfgNode, count: int) -> None
     metric = "PQ" if task == "panoptic" else "mIoU"
     content = {"scored": len(entries), "metric": metric, "rows": rows, **confusion}
     (gallery / "gallery.json").write_text(json.dumps(content))
-
-
-def _spread(items: Sequence[Any], count: int) -> list[Any]:
-    """Return at most `count` items at even distances."""
-    return [items[index * len(items) // count] for index in range(count)] if len(items) > count else [*items]
 
 
 def _task(entry: Mapping[str, Any], predictor: Predictor) -> str:
@@ -129,7 +124,7 @@ def choose(scored: Sequence[Scored], count: int) -> list[Scored]:
     third = min(count, len(order)) // 3
     groups = {"worst": order[:third], "best": order[len(order) - third :][::-1]}
     taken = {index for group in groups.values() for index in group}
-    groups["spread"] = _spread([i for i in range(len(scored)) if i not in taken], count - 2 * third)
+    groups["spread"] = spread([i for i in range(len(scored)) if i not in taken], count - 2 * third)
     return [scored[i]._replace(group=group) for group, indices in groups.items() for i in indices]
 
 

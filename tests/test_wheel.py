@@ -44,13 +44,16 @@ def test_package_lists_its_programs_without_any_library(installed, tmp_path):
         listed
     )
     assert all(listed.values())
-    assert (installed / "bin" / "train_net.py").is_file()
+    done = run(installed, tmp_path, "-S", str(installed / "bin" / "train_net.py"), "--help")
+    assert "--config-file" in done.stdout
 
 
 def test_missing_detectron2_is_one_line_with_the_command(installed, tmp_path):
     done = run(installed, tmp_path, "-S", "-m", "mask_former.convert", "--help")
     (line,) = done.stderr.splitlines()
     assert done.returncode == 1
+    train = [str(installed / "bin" / "train_net.py"), "--config-file", "shapes/maskformer_panoptic.yaml"]
+    assert run(installed, tmp_path, "-S", *train).stderr == f"error: {line}\n"
     installer = line.split()[-1]
     assert installer.endswith("detectron2/install.py")
     assert "--sdist" in run(installed, tmp_path, "-S", installer, "--help").stdout

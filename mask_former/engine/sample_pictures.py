@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Mapping, Sequence
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +32,7 @@ COLUMNS = ("picture", "truth", "prediction")
 
 
 def draw_samples(model: nn.Module, cfg: CfgNode, dataset_name: str, count: int, file: str | Path) -> None:
-    """Write a PNG with the first `count` images of a data set, a row each: image, ground truth, prediction.
+    """Write a PNG with `count` images, spread over a data set, a row each: image, ground truth, prediction.
 
     The task drawn is the first of panoptic, semantic and instance that both data set and model have. Any
     error is only logged as a warning, so that it does not end a training. The model is not changed.
@@ -42,7 +41,7 @@ def draw_samples(model: nn.Module, cfg: CfgNode, dataset_name: str, count: int, 
     modes = [(module, module.training) for module in model.modules()]
     try:
         model.eval()
-        entries = list(islice(DatasetCatalog.get(dataset_name), count))
+        entries = spread(DatasetCatalog.get(dataset_name), count)
         predictor = Predictor(model, cfg, classes_of_dataset(cfg, dataset_name))
         results = predictor.stream(entry["file_name"] for entry in entries)
         pairs = zip(entries, results, strict=True)
@@ -57,6 +56,11 @@ def draw_samples(model: nn.Module, cfg: CfgNode, dataset_name: str, count: int, 
     finally:
         for module, training in modes:
             module.training = training
+
+
+def spread(items: Sequence[Any], count: int) -> list[Any]:
+    """Return at most `count` items at even distances."""
+    return [items[index * len(items) // count] for index in range(count)] if len(items) > count else [*items]
 
 
 def _row(
