@@ -28,6 +28,8 @@ from types import FrameType
 
 # Options that shape the recipe of a folder, and mean nothing without one.
 ONLY_WITH_DATA = ("layout", "epochs", "backbone", "ignore_faults")
+# Longest error; those of a user's data list what was looked for.
+LONGEST_LINE = 1000
 
 
 def argument_parser() -> argparse.ArgumentParser:
@@ -104,10 +106,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if arguments.debug:
             raise
+        from mask_former.checkpoint.limits import plain_text
         from mask_former.engine.screen import told
 
         logging.getLogger("mask_former").debug("The run failed", exc_info=True)  # in the log file
-        sys.stderr.write(f"error: {told(error)}\n")
+        sys.stderr.write(f"error: {plain_text(told(error), LONGEST_LINE)}\n")
         return 1
     return 0
 
