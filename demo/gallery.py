@@ -16,7 +16,7 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
-from demo import build_predictor
+from demo import TASKS_OF_KIND, build_predictor
 from mask_former.engine.own_data import register_folder
 from mask_former.engine.sample_pictures import truth_of
 from mask_former.evaluation.ground_truth import panoptic_target, semantic_target
@@ -29,7 +29,7 @@ from mask_former.evaluation.quality import (
 )
 from mask_former.prediction.predictor import Predictor
 from mask_former.prediction.results import Result
-from mask_former.prediction.writing import KINDS, ResultWriter
+from mask_former.prediction.writing import ResultWriter
 
 # Pictures, spread over the set, that are scored.
 MOST_SCORED = 96
@@ -55,14 +55,15 @@ def write_gallery(folder: Path, weights: Path, cfg: CfgNode, count: int) -> None
     for old in (gallery, folder / "predictions"):
         shutil.rmtree(old, ignore_errors=True)
     gallery.mkdir()
-    predictor = build_predictor(weights=str(weights), kinds=KINDS)
+    predictor = build_predictor(weights=str(weights), kinds=TASKS_OF_KIND)
     ignore_label = MetadataCatalog.get(name).get("ignore_label")
     entries = [dict(entry) for entry in _spread(DatasetCatalog.get(name), MOST_SCORED)]
     task = _task(entries[0], predictor)
     scored, confusion = _score(entries, predictor, task, ignore_label)
     chosen = choose(scored, count)
     rows = []
-    with ResultWriter(folder / "predictions", KINDS, predictor.classes) as writer:
+    kinds = [kind for kind, tasks in TASKS_OF_KIND.items() if {*tasks} & {*predictor.rules.tasks}]
+    with ResultWriter(folder / "predictions", kinds, predictor.classes) as writer:
         results = predictor.stream([picture.entry["file_name"] for picture in chosen])
         for number, (picture, result) in enumerate(zip(chosen, results, strict=True)):
             writer.write(result)

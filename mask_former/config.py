@@ -49,6 +49,13 @@ DEFAULTS: dict[str, Any] = {
     "SOLVER.WEIGHT_DECAY_EMBED": 0.0,
     # Factor on the learning rate of every parameter of the backbone.
     "SOLVER.BACKBONE_MULTIPLIER": 0.1,
+    # Further factor on the rate of a backbone's layer for each layer behind it: 0.8 or 0.9 is usual for
+    # transformers. 1.0: the same rate for all. For backbones of timm and Swin.
+    "SOLVER.LAYER_DECAY": 1.0,
+    # Decay of a moving average of the weights over the steps; 0.999 is usual. All checkpoints then hold the
+    # average as the model, and the trained weights beside it for --resume; evaluations score both, the
+    # trained weights as `_raw`. 0: no average.
+    "SOLVER.EMA_DECAY": 0.0,
     # Gradient accumulation: each step draws IMS_PER_BATCH pictures in this many equal parts, one after
     # the other, and gives the gradient of the whole batch.
     "SOLVER.ACCUMULATE": 1,
@@ -113,6 +120,12 @@ DEFAULTS: dict[str, Any] = {
     "MODEL.MASK_FORMER.TEST.OVERLAP_THRESHOLD": 0.0,
     # Resize mask logits, not class scores, to the size of the original picture.
     "MODEL.MASK_FORMER.TEST.SEM_SEG_POSTPROCESSING_BEFORE_INFERENCE": False,
+    # What of the pretrained backbone stays fixed, in evaluation mode and without gradients: "none"; "norms"
+    # (scales and running statistics); "stages N" (the stem and the first N stages; in plain transformers,
+    # quarters of the blocks); "all". What is new in a backbone, such as the pyramid of a plain transformer,
+    # learns always. What MODEL.BACKBONE.FREEZE_AT (ResNet; Detectron2's default is 2) and
+    # MODEL.SWIN.FROZEN_STAGES freeze is frozen as well; "stages N" is FREEZE_AT N+1, and FROZEN_STAGES N.
+    "MODEL.BACKBONE.FREEZE": "none",
     # Swin backbone (modeling/swin.py), registered as "D2SwinTransformer".
     # Side in pixels of the pre-training pictures; sets the size of the absolute position table if APE.
     "MODEL.SWIN.PRETRAIN_IMG_SIZE": 224,
@@ -144,6 +157,9 @@ DEFAULTS: dict[str, Any] = {
     "MODEL.TIMM.DROP_PATH_RATE": 0.0,
     # Maps to give, of strides 4 to 32; what none of them needs is not built.
     "MODEL.TIMM.OUT_FEATURES": ["res2", "res3", "res4", "res5"],
+    # The network that --eval-only scores: "plain", as it is trained; "float32", prepared for inference, which
+    # differs by rounding; "bfloat16"; or "auto", see modeling/preparation.py.
+    "TEST.PRECISION": "float32",
     # Metric by which the best checkpoint is kept as model_best.pth, as "task/name" (for example
     # "panoptic_seg/PQ"); higher is better. Empty: no best checkpoint.
     "TEST.BEST_METRIC": "",

@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 BASE_URL = "https://dl.fbaipublicfiles.com/maskformer"
 LICENCE = "CC BY-NC 4.0 (no commercial use)"
 
-_told = False
+_licence_logged = False
 
 
 class Entry(NamedTuple):
@@ -120,16 +120,16 @@ def find(name: str) -> Entry:
         name: its short name, or its configuration: the path below configs/, or the file's name where only
             one data set has it; ".yaml" may stay.
     """
-    wanted = name.removesuffix(".yaml").removeprefix("configs/")
+    path = name.removesuffix(".yaml").removeprefix("configs/")
     known = entries()
-    found = [entry for entry in known if wanted in (entry.name, entry.config)]
-    found = found or [entry for entry in known if wanted == entry.config.rpartition("/")[2]]
-    if len(found) == 1:
-        return found[0]
-    names = [entry.name for entry in found or known]
-    if not found:
-        names = get_close_matches(wanted, names, n=5, cutoff=0.3) or names
-    problem = "is ambiguous" if found else "is not in the zoo"
+    matches = [entry for entry in known if path in (entry.name, entry.config)]
+    matches = matches or [entry for entry in known if path == entry.config.rpartition("/")[2]]
+    if len(matches) == 1:
+        return matches[0]
+    names = [entry.name for entry in matches or known]
+    if not matches:
+        names = get_close_matches(path, names, n=5, cutoff=0.3) or names
+    problem = "is ambiguous" if matches else "is not in the zoo"
     raise ValueError(f"{name!r} {problem}; did you mean {', '.join(names)}? model_zoo.list() shows all.")
 
 
@@ -156,11 +156,11 @@ def get_config(name: str, num_classes: int | None = None) -> CfgNode:
 
 
 def weights_file(name: str) -> Path:
-    """Return the local file of a published model's weights, fetched if need be; tells their licence once."""
-    global _told
+    """Return the file of a published model's weights, downloaded if necessary, and log their licence once."""
+    global _licence_logged
     entry = find(name)
-    if not _told:
-        _told = True
+    if not _licence_logged:
+        _licence_logged = True
         logger.warning("The published weights are under %s; see the licence before you use them.", LICENCE)
     return resolve(entry.url, f"md5:{entry.hash_prefix}")
 

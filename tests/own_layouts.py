@@ -94,6 +94,14 @@ def splits_below(folder: Path, scenes: Sequence[Scene]) -> None:
         _save(scene.label, folder / "masks" / name / f"{scene.name}_mask.png")
 
 
+def labels_after_pictures(folder: Path, scenes: Sequence[Scene]) -> None:
+    """train, train_labels/*_L.png, ..., as some publish CamVid."""
+    _write_lines(folder / "classes.txt", CLASSES)
+    for split, scene in _each(scenes):
+        _save(scene.image, folder / split / f"{scene.name}.png")
+        _save(scene.label, folder / f"{split}_labels" / f"{scene.name}_L.png")
+
+
 def listed(folder: Path, scenes: Sequence[Scene]) -> None:
     """images, labels in 16 bits, train.txt and val.txt."""
     _write_lines(folder / "classes.txt", CLASSES)
@@ -127,7 +135,7 @@ def pascal_voc(folder: Path, scenes: Sequence[Scene]) -> None:
     for scene in scenes:
         _save(scene.image, folder / "JPEGImages" / f"{scene.name}.png")
         label = Image.fromarray(scene.label).convert("P")
-        label.putpalette([part for color in COLORS for part in color])
+        label.putpalette(_colored(np.arange(256, dtype=np.uint8)).ravel().tolist())
         (folder / "SegmentationClass").mkdir(exist_ok=True)
         label.save(folder / "SegmentationClass" / f"{scene.name}.png")
     for split, part in SPLITS.items():
@@ -311,7 +319,14 @@ def labelme(folder: Path, scenes: Sequence[Scene]) -> None:
 Export = Callable[[Path, Sequence[Scene]], None]
 # Name of the layout that is found -> programs that write it. All of a table give the same training samples.
 SEMANTIC: dict[str, tuple[Export, ...]] = {
-    "label-maps": (splits_above, void_after_classes, splits_below, listed, void_by_name),
+    "label-maps": (
+        splits_above,
+        void_after_classes,
+        splits_below,
+        labels_after_pictures,
+        listed,
+        void_by_name,
+    ),
     "voc": (pascal_voc,),
     "color-labels": (color_labels, color_palettes),
 }

@@ -1,6 +1,7 @@
 """Small data sets of a user, of each kind and without a fault, for tests that then plant one."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -162,3 +163,110 @@ def labelme(folder: Path) -> None:
 SETS = {
     build.__name__: build for build in (semantic, class_masks, binary, colored, coco, panoptic, yolo, labelme)
 }
+
+
+# Odd, but healthy.
+def sixteen_bits(folder: Path) -> None:
+    semantic(folder)
+    for split, name in all_pictures():
+        save(folder / f"labels/{split}/{name}.png", label().astype(np.uint16))
+        save(folder / f"images/{split}/{name}.png", picture(name)[..., 0].astype(np.uint16) * 256)
+
+
+def gaps_in_ids(folder: Path) -> None:
+    renumber(folder, lambda number: 1000 * number)
+
+
+def ids_from_zero(folder: Path) -> None:
+    renumber(folder, lambda number: number - 1)
+
+
+def renumber(folder: Path, change: Callable[[int], int]) -> None:
+    """Change the ids of pictures 1, 2, ... and of the categories, 3 and 7."""
+    coco(folder)
+
+    def renumbered(content: Any) -> None:
+        categories = {3: change(1), 7: change(2)}
+        for image in content["images"]:
+            image["id"] = change(image["id"])
+        for category in content["categories"]:
+            category["id"] = categories[category["id"]]
+        for each in content["annotations"]:
+            each.update(image_id=change(each["image_id"]), category_id=categories[each["category_id"]])
+
+    for split in PICTURES:
+        change_json(folder, split, renumbered)
+
+
+def one_class(folder: Path) -> None:
+    coco(folder)
+    for split in PICTURES:
+        change_json(folder, split, lambda c: c.update(annotations=c["annotations"][::2]))
+        change_json(folder, split, lambda c: c.update(categories=c["categories"][:1]))
+
+
+def crowds(folder: Path) -> None:
+    coco(folder)
+    for split in PICTURES:
+        change_json(folder, split, lambda c: c["annotations"][1].update(iscrowd=1))
+
+
+def empty_pictures(folder: Path) -> None:
+    coco(folder)
+    change_json(folder, "train", lambda c: c.update(annotations=c["annotations"][:2]))
+
+
+def tiny(folder: Path) -> None:
+    for split, name in all_pictures():
+        save(folder / f"images/{split}/{name}.png", picture(name, 2, 1))
+        save(folder / f"labels/{split}/{name}.png", np.array([[0, 1]], dtype=np.uint8))
+    (folder / "classes.txt").write_text("sky\nroad")
+
+
+def huge(folder: Path) -> None:
+    """Make one picture of 12 megapixels."""
+    semantic(folder)
+    save(folder / "images/train/a.png", np.zeros((3000, 4000), dtype=np.uint8))
+    save(folder / "labels/train/a.png", label(4000, 3000))
+
+
+def many_kinds_of_pictures(folder: Path) -> None:
+    """Make pictures in grey, with transparency, of a palette, as JPEG, and as CMYK."""
+    semantic(folder)
+    for (split, name), mode in zip(all_pictures(), ("L", "RGBA", "P", "RGB", "CMYK"), strict=True):
+        path = folder / f"images/{split}/{name}.png"
+        path.unlink()
+        suffix = "jpg" if mode in ("RGB", "CMYK") else "png"
+        Image.fromarray(picture(name)).convert(mode).save(path.with_suffix(f".{suffix}"))
+
+
+def sizes_that_differ(folder: Path) -> None:
+    semantic(folder)
+    for number, (split, name) in enumerate(all_pictures(), 10):
+        save(folder / f"images/{split}/{name}.png", picture(name, number, 9))
+        save(folder / f"labels/{split}/{name}.png", label(number, 9))
+
+
+def pictures_of_background(folder: Path) -> None:
+    """Leave the masks of one picture empty, and fill those of another."""
+    binary(folder)
+    save(folder / "masks/train/a.png", np.zeros((HEIGHT, WIDTH), dtype=np.uint8))
+    save(folder / "masks/train/b.png", np.full((HEIGHT, WIDTH), 255, dtype=np.uint8))
+
+
+def empty_text_files(folder: Path) -> None:
+    yolo(folder)
+    (folder / "train/labels/a.txt").write_text("")
+
+
+def change_json(folder: Path, split: str, change: Any) -> None:
+    path = folder / f"annotations/instances_{split}.json"
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+ODD_SETS = (
+    *(sixteen_bits, gaps_in_ids, ids_from_zero, one_class, crowds, empty_pictures, tiny, huge),
+    *(many_kinds_of_pictures, sizes_that_differ, pictures_of_background, empty_text_files),
+)

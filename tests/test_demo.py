@@ -728,6 +728,8 @@ def test_the_walk_goes_on_where_it_was_stopped(tmp_path, monkeypatch, capsys):
 
     weights_made = (output / "model_final.pth").stat().st_mtime_ns
     assert walkthrough.main(command) == 0
+    starts = json.loads((output / "run.json").read_text())
+    assert all(entry["hardware"] and entry["seconds"] >= 0 for entry in starts)
     said = capsys.readouterr().out
     assert "Training, 4 iterations" not in said
     assert re.search(r"^PQ +\d", said, re.MULTILINE)
@@ -736,8 +738,12 @@ def test_the_walk_goes_on_where_it_was_stopped(tmp_path, monkeypatch, capsys):
     assert (
         page.count("<figcaption>truth</figcaption>") == page.count("<figcaption>prediction</figcaption>") == 2
     )
-    assert all(f"<h2>{part}</h2>" in page for part in ("Scores", "Curves", "Pictures", "Video"))
-    assert len(names(output / "gallery")) == 6
+    assert all(
+        f"<h2>{part}</h2>" in page for part in ("Scores", "Curves", "Pictures", "Video", "How it was made")
+    )
+    assert len(names(output / "gallery")) == 2 * 3 + 1
+    rows = json.loads((output / "gallery" / "gallery.json").read_text())["rows"]
+    assert all(row["classes"] and 0 <= row["score"] <= 100 for row in rows)
     assert {"overlay", "labels", "panoptic", "panoptic.json", "segments.csv"} <= set(
         names(output / "predictions")
     )

@@ -189,6 +189,8 @@ def test_eval_only_gives_the_scores_of_training_and_rows_for_tta(tmp_path):
         *("OUTPUT_DIR", str(tmp_path / "output"), "MODEL.WEIGHTS", str(tmp_path / "output/model_final.pth")),
         *("TEST.AUG.ENABLED", "True", "TEST.AUG.MIN_SIZES", "(64, 96)"),
     ]
+    prepared = main(RunOptions(config_file=str(CONFIG), eval_only=True, strict=True, opts=opts))
+    opts += ["TEST.PRECISION", "plain"]
     results = main(RunOptions(config_file=str(CONFIG), eval_only=True, strict=True, opts=opts))
     last = json.loads((tmp_path / "output" / "metrics.json").read_text().splitlines()[-1])
     trained = {name: value for name, value in last.items() if "/" in name}
@@ -196,6 +198,7 @@ def test_eval_only_gives_the_scores_of_training_and_rows_for_tta(tmp_path):
         for name, value in results[task].items():
             if value == value:  # classes that do not occur have no score
                 assert trained[f"{task}/{name}"] == pytest.approx(value, abs=1e-9)
+                assert prepared[task][name] == pytest.approx(value, abs=0.01)
     assert "mIoU" in results["sem_seg_TTA"]
     assert "panoptic_seg_TTA" not in results
 

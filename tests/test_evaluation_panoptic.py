@@ -93,7 +93,7 @@ def random_case(rng):
 def test_counts_equal_those_of_pixel_sets_on_random_maps():
     rng = np.random.default_rng(3)
     totals = np.zeros((4, 4))
-    for _ in range(200):
+    for _ in range(100):
         case = random_case(rng)
         expected = count_with_sets(*case, num_classes=4)
         np.testing.assert_allclose(np.stack(count_picture(*case, num_classes=4)), expected, atol=1e-12)
@@ -293,21 +293,24 @@ def test_classes_without_a_thing_map_are_reported_by_key(dataset):
         PanopticEvaluator(name)
 
 
-def evaluate_shard(entries, cases, path):
-    """What one of three processes does; the last has no pictures."""
+def evaluate_shards(entries, cases, path):
+    """What one of two processes does: first both have pictures, then the first process alone."""
     torch.set_num_threads(1)
     register("panoptic_shards", entries)
     evaluator = PanopticEvaluator("panoptic_shards")
-    shard = [[0, 1, 2], [3, 4], []][comm.get_rank()]
-    evaluator.process([entries[i] for i in shard], [result_of(cases[i]) for i in shard])
-    results = evaluator.evaluate()
-    assert (results is None) == (comm.get_rank() > 0)
-    if results is not None:
-        path.write_text(json.dumps(results["panoptic_seg"]))
+    scores = []
+    for shards in ([[0, 1, 2], [3, 4]], [[0, 1, 2, 3, 4], []]):
+        evaluator.reset()
+        shard = shards[comm.get_rank()]
+        evaluator.process([entries[i] for i in shard], [result_of(cases[i]) for i in shard])
+        scores.append(evaluator.evaluate())
+        assert (scores[-1] is None) == (comm.get_rank() > 0)
+    if comm.is_main_process():
+        path.write_text(json.dumps([score["panoptic_seg"]["PQ"] for score in scores]))
 
 
-def test_three_processes_one_without_pictures_give_the_scores_of_one(dataset, tmp_path):
+def test_two_processes_one_perhaps_without_pictures_give_the_scores_of_one(dataset, tmp_path):
     _, entries, cases = dataset
     path = tmp_path / "scores.json"
-    launch(evaluate_shard, num_gpus=3, dist_url="auto", args=(entries, cases, path))
-    assert json.loads(path.read_text())["PQ"] == pytest.approx(expected_scores(cases)["PQ"])
+    launch(evaluate_shards, num_gpus=2, dist_url="auto", args=(entries, cases, path))
+    assert json.loads(path.read_text()) == pytest.approx([expected_scores(cases)["PQ"]] * 2)

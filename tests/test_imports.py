@@ -25,8 +25,10 @@ ALLOWED = {
     "modeling.losses": set(),
     "modeling.transformer": set(),
     "modeling.window_attention": {"modeling.transformer"},
-    "modeling.swin": {"modeling.window_attention"},
-    "modeling.timm_backbone": set(),
+    "modeling.swin": {"modeling.freezing", "modeling.window_attention"},
+    "modeling.freezing": set(),
+    "modeling.timm_nets": set(),
+    "modeling.timm_backbone": {"modeling.freezing", "modeling.timm_nets"},
     "modeling.points": {"modeling.losses"},
     "modeling.matcher": {"modeling.losses", "modeling.points", "modeling.structures"},
     "modeling.criterion": {"modeling.losses", "modeling.points", "modeling.structures"},
@@ -39,7 +41,13 @@ ALLOWED = {
         "inference",
     },
     "modeling.build": {
-        *("modeling.per_pixel", "modeling.swin", "modeling.timm_backbone", "modeling.transformer"),
+        *(
+            "modeling.freezing",
+            "modeling.per_pixel",
+            "modeling.swin",
+            "modeling.timm_backbone",
+            "modeling.transformer",
+        ),
         *("inference", "config"),
     },
     "modeling.preparation": {"modeling"},
@@ -56,7 +64,7 @@ ALLOWED = {
     # Programs.
     "engine": {
         *("engine", "config", "checkpoint", "data", "evaluation", "inference", "prediction"),
-        *("solver", "modeling.build", "formats", "model_zoo", "conversion"),
+        *("solver", "modeling.build", "modeling.preparation", "formats", "model_zoo", "conversion"),
     },
     "export": {
         *("export", "config", "evaluation", "formats", "inference", "prediction"),

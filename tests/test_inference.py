@@ -5,7 +5,8 @@ import torch
 from published_order import published_mask_logits, published_scores
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mask_former.inference import instances, panoptic, semantic_labels, semantic_scores, strips
+from mask_former import inference
+from mask_former.inference import ResultRules, semantic_labels, semantic_scores, strips
 from mask_former.inference.resizing import Sizes
 
 # (padded, image, output): nothing to do; crop only; shrink; grow; odd sizes, only one side changes.
@@ -22,6 +23,14 @@ SIZES = [
 
 def sizes_of(masks):
     return Sizes(*[tuple(masks.shape[-2:])] * 3)
+
+
+def panoptic(class_logits, mask_logits, sizes, **rules):
+    return inference.panoptic(class_logits, mask_logits, sizes, ResultRules(**rules))
+
+
+def instances(class_logits, mask_logits, sizes, **rules):
+    return inference.instances(class_logits, mask_logits, sizes, ResultRules(**rules))
 
 
 def class_logits_of(*rows):

@@ -157,7 +157,7 @@ def published(tmp_path, monkeypatch):
     Thread(target=server.serve_forever, daemon=True).start()
     monkeypatch.setattr(model_zoo, "BASE_URL", f"http://127.0.0.1:{server.server_port}")
     monkeypatch.setattr(model_zoo, "_MODELS", {section: (row,)})
-    monkeypatch.setattr(model_zoo, "_told", False)
+    monkeypatch.setattr(model_zoo, "_licence_logged", False)
     monkeypatch.setenv("MASK_FORMER_CACHE", str(tmp_path / "cache"))
     yield server, queries, file
     server.shutdown()

@@ -11,7 +11,7 @@ from mask_former.modeling.losses import mask_losses
 from mask_former.modeling.matcher import HungarianMatcher
 from mask_former.modeling.points import (
     IMPORTANCE_SAMPLE_RATIO,
-    _unsure_points,
+    _uncertain_points,
     logits_at,
     mask_losses_at_points,
     masks_at,
@@ -63,7 +63,7 @@ def test_masks_and_logits_that_are_the_same_everywhere_give_the_loss_of_all_pixe
 def test_most_points_lie_where_the_mask_is_least_sure():
     ramp = torch.linspace(-10, 10, 64).expand(1, 64, 64)
     torch.manual_seed(0)
-    points = _unsure_points(ramp, 2000)
+    points = _uncertain_points(ramp, 2000)
     assert points.shape == (1, 2000, 2)
     sureness = logits_at(ramp, points).abs()[0]
     # A quarter of three times as many points: those with the lowest quarter of all values.
@@ -73,7 +73,7 @@ def test_most_points_lie_where_the_mask_is_least_sure():
 
 def test_a_mask_that_is_as_sure_everywhere_is_looked_at_evenly():
     torch.manual_seed(0)
-    points = _unsure_points(torch.full((2, 8, 8), 10.0), 2000)
+    points = _uncertain_points(torch.full((2, 8, 8), 10.0), 2000)
     in_frame = ((points < 1 / 16) | (points > 15 / 16)).any(-1).float().mean()
     assert abs(float(in_frame) - (1 - (14 / 16) ** 2)) < 0.03
 

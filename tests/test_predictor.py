@@ -280,7 +280,8 @@ def test_configuration_in_a_checkpoint_can_be_overridden(checkpoint, pictures):
     assert predictor(pictures[0])[0].instances is None
 
 
-def test_weights_without_description_need_a_configuration(tmp_path, predictor, pictures):
+def test_weights_without_description_need_a_configuration(tmp_path, checkpoint, pictures):
+    predictor = Predictor.from_checkpoint(checkpoint, precision="plain")
     state = {name: value.numpy() for name, value in predictor.model.state_dict().items()}
     file = tmp_path / "published.pkl"
     file.write_bytes(pickle.dumps({"model": state, "__author__": "somebody"}))
@@ -289,7 +290,7 @@ def test_weights_without_description_need_a_configuration(tmp_path, predictor, p
     cfg = small_config()
     cfg.MODEL.MASK_FORMER.TEST.PANOPTIC_ON = False
     cfg.MODEL.MASK_FORMER.TEST.SEM_SEG_POSTPROCESSING_BEFORE_INFERENCE = True  # as panoptic models do
-    plain = Predictor.from_config(cfg, file, device="cpu")
+    plain = Predictor.from_config(cfg, file, device="cpu", precision="plain")
     assert plain.classes.names[:2] == ("class 0", "class 1")
     assert np.array_equal(plain(pictures[0])[0].semantic, predictor(pictures[0])[0].semantic)
 

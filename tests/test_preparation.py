@@ -171,18 +171,6 @@ def test_unknown_precisions_are_refused_by_name():
         prepare_for_inference(model_of({}), "half")
 
 
-def test_cuda_graphs_without_cuda_are_refused():
-    with pytest.raises(ValueError, match="cuda_graphs needs compiled=True and a model on CUDA"):
-        prepare_for_inference(model_of({}), "float32", compiled=True, cuda_graphs=True)
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
-def test_cuda_graphs_give_the_same():
-    model = model_of({}).cuda()
-    fast = prepare_for_inference(model, "float32", compiled=True, cuda_graphs=True)
-    assert differences(model, fast, images=1) < 1e-3
-
-
 class SharperPixelDecoder(BasePixelDecoder):
     """A pixel decoder of a user's own, which changes what the masks are made with."""
 
@@ -225,10 +213,3 @@ def test_norms_without_running_statistics_stay():
     expected = sequence(picture)
     assert fold_norms(sequence) == 0
     assert torch.equal(sequence(picture), expected)
-
-
-def test_swin_is_compiled_as_one_graph_for_each_size():
-    fast = prepare_for_inference(model_of(SWIN), "float32", compiled=True)
-    batch = fast.prepare_images([picture_of(33, 70)]).tensor
-    explained = torch._dynamo.explain(fast.backbone.forward)(batch)
-    assert (explained.graph_count, explained.graph_break_count) == (1, 0)

@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -12,6 +13,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 import run_page
+from gallery import Scored, choose
 from PIL import Image
 from run_page import curve_figure, main, read_metrics, write_page
 from video_files import VideoWriter
@@ -201,6 +203,17 @@ def test_video_that_cannot_be_read_is_left_out(run, caplog):
     page = write_page(run).read_text()
     assert "broken.avi" not in page
     assert "broken.avi cannot be read as a video" in caplog.text
+
+
+def test_pictures_are_the_worst_the_best_and_some_between():
+    scores = [50.0, 10.0, math.nan, 90.0, 30.0, 70.0, 20.0, 80.0]
+    chosen = choose([Scored({"file_name": str(score)}, score) for score in scores], 6)
+    assert [(picture.group, picture.entry["file_name"]) for picture in chosen] == [
+        *(("worst", "10.0"), ("worst", "20.0"), ("best", "90.0"), ("best", "80.0")),
+        *(("spread", "50.0"), ("spread", "30.0")),
+    ]
+    assert len(choose([Scored({}, math.nan)] * 4, 3)) == 3
+    assert len(choose([Scored({}, 1.0)] * 2, 12)) == 2
 
 
 def test_half_a_line_of_metrics_is_passed_over(tmp_path):

@@ -89,8 +89,8 @@ def test_semantic_labels_are_those_of_inference(sizes, resize_logits, classes):
 def test_panoptic_map_is_that_of_inference(sizes, mask_threshold):
     class_logits, mask_logits = logits_of(20, 12, (24, 32), 3)
     rules = {"object_mask_threshold": 0.3, "overlap_threshold": 0.1, "mask_threshold": mask_threshold}
-    expected, infos = inference.panoptic(class_logits, mask_logits, sizes, thing_ids={0, 1, 2, 3, 4}, **rules)
     rules["thing_ids"] = [0, 1, 2, 3, 4]
+    expected, infos = inference.panoptic(class_logits, mask_logits, sizes, inference.ResultRules(**rules))
     found, segments = masks.panoptic(class_logits.numpy(), mask_logits.numpy(), tuple(sizes), rules, None)
     assert (expected.numpy() == found).mean() >= EQUAL_PIXELS
     assert [(s["id"], s["category_id"]) for s in segments] == [(i["id"], i["category_id"]) for i in infos]

@@ -301,7 +301,6 @@ def checkpoint(tmp_path_factory):
         (["--confidence-threshold", "0.5"], {"score_threshold": 0.5}, {}),
         (["--classes", "car, sky,3"], {"classes": ["car", "sky", 3]}, {}),
         (["--batch", "2"], {}, {"batch_size": 2}),
-        (["--workers", "2"], {}, {}),
         (["--opts", "INPUT.MIN_SIZE_TEST", "96"], {"opts": ["INPUT.MIN_SIZE_TEST", 96]}, {}),
     ],
 )

@@ -361,7 +361,7 @@ def write_when_both_are_ready(root, barrier, results):
 
 def test_two_processes_that_start_together_leave_one_whole_set(tmp_path):
     alone = bytes_of_files(ensure_set(tmp_path / "alone", ShapesSpec(train=4, val=2, size=48)))
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("fork")  # which imports nothing again
     barrier, results = context.Barrier(2), context.Queue()
     arguments = (tmp_path / "both", barrier, results)
     workers = [context.Process(target=write_when_both_are_ready, args=arguments) for _ in range(2)]

@@ -1,7 +1,8 @@
 """The checkpointer of every entry point: Detectron2's, with safe reading, a report, and atomic writing."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,7 @@ class Checkpointer(DetectionCheckpointer):
     Attributes:
         metadata: what is written beside the weights; entries may be changed at any time.
         report: the result of the last loading, None before.
+        saving: a context that `save` enters, such as that of other weights.
     """
 
     def __init__(
@@ -86,6 +88,7 @@ class Checkpointer(DetectionCheckpointer):
         self.strict = strict
         self.allow_unsafe = allow_unsafe
         self.report: LoadReport | None = None
+        self.saving: Callable[[], AbstractContextManager[None]] = nullcontext
         self._source = ""
         self._match_class_names = False
         self._is_resuming = False
@@ -146,13 +149,14 @@ class Checkpointer(DetectionCheckpointer):
         """
         if not self.save_dir or not self.save_to_disk:
             return
-        self._refuse_not_finite(name)
-        states = {key: item.state_dict() for key, item in self.checkpointables.items()}
-        progress = {"iteration": int(extra["iteration"])} if "iteration" in extra else {}
-        data = {"model": self.model.state_dict(), **states, **extra, **self._described(**progress)}
         file = Path(self.save_dir) / f"{name}.pth"
-        self.logger.info("Saving checkpoint to %s", file)
-        save_torch(data, file)
+        with self.saving():
+            self._refuse_not_finite(name)
+            states = {key: item.state_dict() for key, item in self.checkpointables.items()}
+            progress = {"iteration": int(extra["iteration"])} if "iteration" in extra else {}
+            data = {"model": self.model.state_dict(), **states, **extra, **self._described(**progress)}
+            self.logger.info("Saving checkpoint to %s", file)
+            save_torch(data, file)
         if tag_last:
             self.tag_last_checkpoint(file.name)
 

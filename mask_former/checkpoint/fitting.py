@@ -32,7 +32,10 @@ QUERIES = re.compile(r"(^|\.)predictor\.query_embed\.weight$")
 NOTHING = "Nothing to do."
 TRAIN = "Train them, or give the config that the file was made with."
 TRAIN_ON = "Train on to fit them."
-UNFREEZE = "They would keep random values: set MODEL.BACKBONE.FREEZE_AT 0 (or MODEL.SWIN.FROZEN_STAGES -1)."
+UNFREEZE = (
+    "They would keep random values: set MODEL.BACKBONE.FREEZE none, MODEL.BACKBONE.FREEZE_AT 0 and "
+    "MODEL.SWIN.FROZEN_STAGES -1."
+)
 
 
 # The fate of an entry, "re-initialised", "adapted" or "unused"; why; and what to do.

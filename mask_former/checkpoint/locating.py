@@ -150,11 +150,11 @@ def _download(url: str, file: Path, algorithm: str, prefix: str) -> None:
                     f"${CACHE_VARIABLE} sets its folder), or give the path of a local file (MODEL.WEIGHTS)."
                 ) from error
             logger.warning("Download of %s broke off (%s): trying again", url, error)
-    found = _hash(partial, algorithm)
-    if not found.startswith(prefix):
+    actual = _hash(partial, algorithm)
+    if not actual.startswith(prefix):
         partial.unlink()
         raise ValueError(
-            f"{url} has {algorithm} {found}, expected {prefix}...: it is not the published file, and is "
+            f"{url} has {algorithm} {actual}, expected {prefix}...: it is not the published file, and is "
             "removed. Try again, or download it by other means."
         )
     os.replace(partial, file)

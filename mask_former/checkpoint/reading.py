@@ -1,6 +1,6 @@
 """Read weight files of every kind without running anything that is in them.
 
-The kind is told by the first bytes, not by the name: torch's zip archives and its older format, pickles as
+The kind is recognised by the first bytes, not the name: torch's zip archives and its older format, pickles as
 Detectron2 publishes them, and safetensors.
 """
 

@@ -32,11 +32,13 @@ SWIN_NAMES = (
 # The classifier with the norm before it, and masks that depend on the size of the picture.
 SWIN_DROPPED = r"^(head|norm)\.|attn_mask$"
 
-RESNET_DEPTHS: dict[tuple[int, ...], int] = {
-    (2, 2, 2, 2): 18,
-    (3, 4, 6, 3): 50,
-    (3, 4, 23, 3): 101,
-    (3, 8, 36, 3): 152,
+# Depth -> blocks of each stage; below 50 layers, blocks are basic ones.
+RESNET_BLOCKS = {
+    18: [2, 2, 2, 2],
+    34: [3, 4, 6, 3],
+    50: [3, 4, 6, 3],
+    101: [3, 4, 23, 3],
+    152: [3, 8, 36, 3],
 }
 SWIN_SIZES = {(96, 6): "Swin-T", (96, 18): "Swin-S", (128, 18): "Swin-B", (192, 18): "Swin-L"}
 
@@ -133,23 +135,25 @@ def describe_backbone(state: Mapping[str, Tensor]) -> Backbone:
     raise ValueError("The file holds no backbone.")
 
 
-def _blocks(state: Mapping[str, Tensor], pattern: str) -> tuple[int, ...]:
+def _blocks(state: Mapping[str, Tensor], pattern: str) -> list[int]:
     """Return how many blocks there are in each stage; `pattern` finds stage and block in a name."""
     blocks = {match.groups() for name in state if (match := re.match(pattern, name))}
     counts = Counter(stage for stage, _ in blocks)
-    return tuple(counts[stage] for stage in sorted(counts))
+    return [counts[stage] for stage in sorted(counts)]
+
+
+def resnet_depth(blocks: Sequence[int], is_basic: bool) -> int:
+    """Return the depth of a ResNet with these blocks in its stages."""
+    for depth, known in RESNET_BLOCKS.items():
+        if list(blocks) == known and is_basic == (depth < 50):
+            return depth
+    raise ValueError(f"A ResNet of {list(blocks)} blocks: expected one of {list(RESNET_BLOCKS)} layers.")
 
 
 def _describe_resnet(state: Mapping[str, Tensor]) -> Backbone:
-    blocks = _blocks(state, r"res(\d)\.(\d+)\.")
-    is_basic = "res2.0.conv3.weight" not in state
-    depth = 34 if is_basic and blocks == (3, 4, 6, 3) else RESNET_DEPTHS.get(blocks)
+    depth = resnet_depth(_blocks(state, r"res(\d)\.(\d+)\."), is_basic="res2.0.conv3.weight" not in state)
     deep_stem = "stem.conv2.weight" in state
     first = "shortcut" if "res2.0.shortcut.weight" in state else "conv1"
-    if depth is None:
-        raise ValueError(
-            f"A ResNet of {blocks} blocks: expected one of {sorted(RESNET_DEPTHS.values())} layers."
-        )
     keys: dict[str, object] = {
         "MODEL.BACKBONE.NAME": "build_resnet_deeplab_backbone" if deep_stem else "build_resnet_backbone",
         "MODEL.RESNETS.DEPTH": depth,
@@ -171,7 +175,7 @@ def _describe_swin(state: Mapping[str, Tensor]) -> Backbone:
         "MODEL.BACKBONE.NAME": "D2SwinTransformer",
         "MODEL.SWIN.EMBED_DIM": channels,
         "MODEL.SWIN.PATCH_SIZE": patch,
-        "MODEL.SWIN.DEPTHS": list(depths),
+        "MODEL.SWIN.DEPTHS": depths,
         "MODEL.SWIN.NUM_HEADS": heads,
         "MODEL.SWIN.WINDOW_SIZE": window,
         # What the releases were pre-trained with; it matters for absolute positions alone.
@@ -181,5 +185,5 @@ def _describe_swin(state: Mapping[str, Tensor]) -> Backbone:
         "MODEL.SWIN.APE": "absolute_pos_embed" in state,
     }
     size = SWIN_SIZES.get((channels, depths[2])) if len(depths) == 4 else None
-    title = f"{size or 'Swin'} (width {channels}, depths {list(depths)}, heads {heads}, window {window})"
+    title = f"{size or 'Swin'} (width {channels}, depths {depths}, heads {heads}, window {window})"
     return Backbone(title, keys)

@@ -5,14 +5,9 @@ from typing import Any
 
 from detectron2.config import CfgNode
 
+from mask_former.conversion.backbones import RESNET_BLOCKS, resnet_depth
+
 STAGES = ["stage1", "stage2", "stage3", "stage4"]
-RESNET_BLOCKS = {
-    18: [2, 2, 2, 2],
-    34: [3, 4, 6, 3],
-    50: [3, 4, 6, 3],
-    101: [3, 4, 23, 3],
-    152: [3, 8, 36, 3],
-}
 # Key -> field of theirs that has the same value, and the default that transformers gives it.
 Fields = dict[str, tuple[str, Any]]
 MODEL_FIELDS: Fields = {
@@ -208,13 +203,10 @@ def _backbone_keys(backbone: Mapping[str, Any]) -> dict[str, Any]:
         return {"MODEL.BACKBONE.NAME": "D2SwinTransformer", **_ours(backbone, SWIN_FIELDS)}
     if kind != "resnet":
         raise ValueError(f"config.json: the backbone is a {kind!r}; converted are 'resnet' and 'swin'.")
-    blocks, is_basic = list(backbone.get("depths", [3, 4, 6, 3])), backbone.get("layer_type") == "basic"
-    depths = [depth for depth, found in RESNET_BLOCKS.items() if found == blocks and (depth < 50) == is_basic]
-    if not depths:
-        raise ValueError(f"config.json: a ResNet of {blocks} blocks is none of {sorted(RESNET_BLOCKS)}.")
+    is_basic = backbone.get("layer_type") == "basic"
     return {
         "MODEL.BACKBONE.NAME": "build_resnet_backbone",
-        "MODEL.RESNETS.DEPTH": depths[0],
+        "MODEL.RESNETS.DEPTH": resnet_depth(backbone.get("depths", [3, 4, 6, 3]), is_basic),
         "MODEL.RESNETS.OUT_FEATURES": ["res2", "res3", "res4", "res5"],
         "MODEL.RESNETS.STEM_OUT_CHANNELS": backbone.get("embedding_size", 64),
         "MODEL.RESNETS.RES2_OUT_CHANNELS": backbone.get("hidden_sizes", [256])[0],

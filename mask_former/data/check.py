@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from mask_former.data.own.check import check_dataset, check_sources
+from mask_former.data.own.check import CONTENT_ERRORS, check_dataset, check_sources
 from mask_former.data.own.check_page import write_check_page
 from mask_former.data.own.layouts import LAYOUTS, find_dataset
 from mask_former.data.own.report import faults_text
@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     folder = options.folder.expanduser()
     try:
         dataset = find_dataset(folder, options.layout)
-    except (OSError, ValueError, LookupError, TypeError) as error:
+    except CONTENT_ERRORS as error:
         # The likely reason, and there may be more than one, is in the annotation files.
         faults = check_sources(folder) if folder.is_dir() else []
         if not faults and not isinstance(error, OSError | ValueError):

@@ -29,6 +29,8 @@ from mask_former.engine.start_weights import find_weights
 from mask_former.engine.trainer import Trainer, checkpoint_metadata
 from mask_former.evaluation import check_ground_truth
 from mask_former.formats import replacing
+from mask_former.inference.ruled_model import RuledModel
+from mask_former.modeling.preparation import prepare_for_inference
 
 logger = logging.getLogger(__name__)
 
@@ -86,6 +88,8 @@ def setup(options: RunOptions) -> CfgNode:
         cfg.MODEL.WEIGHTS = _weights_to_score(cfg, options.resume)
         cfg.OUTPUT_DIR = str(Path(cfg.OUTPUT_DIR) / f"eval_{Path(cfg.MODEL.WEIGHTS).stem}")
     else:
+        if options.overwrite and Path(cfg.MODEL.WEIGHTS).resolve().parent == Path(cfg.OUTPUT_DIR).resolve():
+            raise ValueError(f"{cfg.MODEL.WEIGHTS} is in the folder that --overwrite empties: name another.")
         claim(cfg.OUTPUT_DIR, resume=options.resume, overwrite=options.overwrite)
     cfg.freeze()
     start_logging(cfg.OUTPUT_DIR, comm.get_rank())
@@ -110,7 +114,8 @@ def _recipe(options: RunOptions, opts: Sequence[Any]) -> Path:
         logger.info("The recipe is that of the run, %s", output / "recipe.yaml")
         return output / "recipe.yaml"
     if not options.eval_only:
-        claim(output, resume=options.resume, overwrite=options.overwrite)  # before a recipe is replaced
+        # Before a recipe is replaced; what --overwrite deletes stays until the new run is known to start.
+        claim(output, resume=options.resume or options.overwrite, overwrite=False)
     request = Request(
         epochs=options.epochs,
         backbone=options.backbone,
@@ -162,7 +167,11 @@ def _train(cfg: CfgNode, options: RunOptions) -> Any:
     solver = cfg.SOLVER
     steps = f"{solver.MAX_ITER} steps of {solver.IMS_PER_BATCH} pictures, learning rate {solver.BASE_LR:.3g}"
     _tell(cfg, trainer.model, training=steps)
-    return trainer.train()
+    results = trainer.train()
+    folder = Path(cfg.OUTPUT_DIR)
+    files = [folder / "model_best.pth"] * bool(cfg.TEST.BEST_METRIC) + [folder / "model_final.pth"]
+    logger.info("Weights: %s; demo/demo.py --weights draws with them", " and ".join(map(str, files)))
+    return results
 
 
 def _evaluate(cfg: CfgNode, options: RunOptions) -> Any:
@@ -179,6 +188,8 @@ def _evaluate(cfg: CfgNode, options: RunOptions) -> Any:
             f"head, such as {random[0]}. Give --weights a checkpoint of a model with this configuration."
         )
     _tell(cfg, model)
+    if cfg.TEST.PRECISION != "plain" and isinstance(model, RuledModel):
+        model = prepare_for_inference(model, cfg.TEST.PRECISION, in_place=True)
     results = Trainer.test(cfg, model)
     if cfg.TEST.AUG.ENABLED:
         results.update(Trainer.test_with_tta(cfg, model))

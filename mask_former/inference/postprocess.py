@@ -40,38 +40,17 @@ def form_results(
         `panoptic_seg`: see `panoptic`; `instances`: see `instances`.
     """
     results: dict[str, Any] = {}
-    thing_ids, kept = rules.thing_ids, rules.kept_classes
+    logits = (class_logits, mask_logits, sizes)
     if "semantic" in rules.tasks:
         form = semantic_scores if rules.semantic_form == "scores" else semantic_labels
-        semantic = form(class_logits, mask_logits, sizes, resize_logits=rules.resize_logits)
+        results["sem_seg"] = form(*logits, resize_logits=rules.resize_logits)
         if rules.semantic_form == "labels":
-            semantic = keep_classes(semantic, class_logits.shape[1] - 1, kept)
-        results["sem_seg"] = semantic
+            num_classes = class_logits.shape[1] - 1
+            results["sem_seg"] = keep_classes(results["sem_seg"], num_classes, rules.kept_classes)
     if "panoptic" in rules.tasks:
-        results["panoptic_seg"] = panoptic(
-            class_logits,
-            mask_logits,
-            sizes,
-            thing_ids=thing_ids or (),
-            object_mask_threshold=rules.object_mask_threshold,
-            overlap_threshold=rules.overlap_threshold,
-            mask_threshold=rules.mask_threshold,
-            kept_classes=kept,
-        )
+        results["panoptic_seg"] = panoptic(*logits, rules)
     if "instance" in rules.tasks:
-        if kept is not None:
-            thing_ids = kept if thing_ids is None else thing_ids & kept
-        found = instances(
-            class_logits,
-            mask_logits,
-            sizes,
-            top_k=rules.top_k,
-            thing_ids=thing_ids,
-            mask_threshold=rules.mask_threshold,
-        )
-        if rules.instance_score_threshold is not None:
-            found = found[found.scores > rules.instance_score_threshold]
-        results["instances"] = found
+        results["instances"] = instances(*logits, rules)
     return results
 
 
@@ -146,15 +125,7 @@ def semantic_labels(
 
 @torch.no_grad()
 def panoptic(
-    class_logits: Tensor,
-    mask_logits: Tensor,
-    sizes: Sizes,
-    *,
-    thing_ids: Collection[int],
-    object_mask_threshold: float = 0.0,
-    overlap_threshold: float = 0.0,
-    mask_threshold: float = 0.5,
-    kept_classes: Collection[int] | None = None,
+    class_logits: Tensor, mask_logits: Tensor, sizes: Sizes, rules: ResultRules
 ) -> tuple[Tensor, list[dict[str, Any]]]:
     """Return the panoptic map (H, W) int32 and its segments; 0 in the map is void.
 
@@ -162,17 +133,14 @@ def panoptic(
     `object_mask_threshold`. Each pixel goes to the query with the highest class probability times mask
     probability, the first in a tie. The segment of a query is dropped, and its pixels stay void, if it wins
     no pixel, its mask has no pixel, or it wins less than the share `overlap_threshold` of its mask's area.
-    All pixels that a query wins are painted, in its mask or not. Segments of one stuff class become one.
+    All pixels that a query wins are painted, in its mask or not. Segments of one stuff class, one that is not
+    among `thing_ids`, become one. At the end, segments of classes that are not kept become void.
 
     Args:
         class_logits: (Q, K+1).
         mask_logits: (Q, h, w).
         sizes: see `Sizes`.
-        thing_ids: the classes, of 0..K-1, whose segments stay apart; all others are stuff.
-        object_mask_threshold: in [0, 1].
-        overlap_threshold: in [0, 1].
-        mask_threshold: mask probability from which a pixel belongs to a mask.
-        kept_classes: segments of other classes become void at the end; None: all are kept.
+        rules: see `ResultRules`.
 
     Returns:
         The map, and a list of dicts with `id` (its value in the map, from 1), `isthing`, `category_id` (in
@@ -180,18 +148,18 @@ def panoptic(
         empty (all void, no dicts) when no segment is left.
     """
     scores, labels = _class_probs(class_logits).max(1)
-    takes_part = (labels != class_logits.shape[1] - 1) & (scores > object_mask_threshold)
+    takes_part = (labels != class_logits.shape[1] - 1) & (scores > rules.object_mask_threshold)
     queries = takes_part.nonzero().squeeze(1)
     if len(queries) == 0:
         return torch.zeros(sizes.output, dtype=torch.int32, device=class_logits.device), []
     scores, labels = scores[queries], labels[queries]
-    winner, mask_area = _winning_query(scores, mask_logits[queries], sizes, mask_threshold)
+    winner, mask_area = _winning_query(scores, mask_logits[queries], sizes, rules.mask_threshold)
     won_area = torch.bincount(winner.flatten(), minlength=len(queries))
     # One copy to the host for all queries: four numbers each. float64 holds areas and scores exactly.
     columns = torch.stack([column.double() for column in (labels, scores, won_area, mask_area)], dim=1)
-    id_of_query, segments = _segments_of_queries(columns.tolist(), thing_ids, overlap_threshold)
-    if kept_classes is not None:
-        segments = [segment for segment in segments if segment["category_id"] in kept_classes]
+    id_of_query, segments = _segments_of_queries(columns.tolist(), rules)
+    if rules.kept_classes is not None:
+        segments = [segment for segment in segments if segment["category_id"] in rules.kept_classes]
         kept_ids = {segment["id"] for segment in segments}
         id_of_query = [id_ if id_ in kept_ids else 0 for id_ in id_of_query]
     id_table = torch.tensor(id_of_query, dtype=torch.int32).to(winner.device, non_blocking=True)
@@ -199,28 +167,19 @@ def panoptic(
 
 
 @torch.no_grad()
-def instances(
-    class_logits: Tensor,
-    mask_logits: Tensor,
-    sizes: Sizes,
-    *,
-    top_k: int,
-    thing_ids: Collection[int] | None = None,
-    mask_threshold: float = 0.5,
-) -> Instances:
+def instances(class_logits: Tensor, mask_logits: Tensor, sizes: Sizes, rules: ResultRules) -> Instances:
     """Return the `top_k` best pairs of query and thing class as Detectron2 instances, best first.
 
     Pairs are chosen by class probability. The score of a pair is the class probability times the mean mask
     probability over the pixels above one half. Pairs without such pixels, or with an empty mask, are left
-    out, so that fewer than `top_k` may be returned. A query may be returned with several classes.
+    out, so that fewer than `top_k` may be returned, and so are scores that do not exceed
+    `instance_score_threshold`. A query may be returned with several classes.
 
     Args:
         class_logits: (Q, K+1).
         mask_logits: (Q, h, w).
         sizes: see `Sizes`.
-        top_k: most instances to return.
-        thing_ids: the classes, of 0..K-1, that instances may have; None allows all.
-        mask_threshold: pixels with a higher mask probability belong to a mask; scores do not depend on it.
+        rules: see `ResultRules`.
 
     Returns:
         `Instances` of the output size with `pred_masks` (N, H, W) bool, `pred_boxes` (the smallest that hold
@@ -228,28 +187,30 @@ def instances(
         `pred_classes` (N,) int64.
     """
     class_probs = _class_probs(class_logits)[:, :-1]
-    if thing_ids is not None:
-        classes = torch.tensor(sorted(thing_ids), dtype=torch.int64).to(class_probs.device, non_blocking=True)
-        class_probs = class_probs[:, classes]
-    else:
-        classes = torch.arange(class_probs.shape[1], device=class_probs.device)
-    pair_scores, pairs = class_probs.flatten().topk(min(top_k, class_probs.numel()))
+    allowed = set(range(class_probs.shape[1]))
+    for choice in (rules.thing_ids, rules.kept_classes):
+        allowed = allowed if choice is None else allowed.intersection(choice)
+    classes = torch.tensor(sorted(allowed), dtype=torch.int64).to(class_probs.device, non_blocking=True)
+    class_probs = class_probs[:, classes]
+    pair_scores, pairs = class_probs.flatten().topk(min(rules.top_k, class_probs.numel()))
     # Several classes of one query share its mask: resize each query once.
     queries, query_of_pair = torch.unique(pairs // max(len(classes), 1), return_inverse=True)
-    masks, mean_probs = _binary_masks(mask_logits[queries], sizes, mask_threshold)
+    masks, mean_probs = _binary_masks(mask_logits[queries], sizes, rules.mask_threshold)
     boxes, has_pixels = _boxes_of_masks(masks)
     has_pixels &= mean_probs > 0
 
     scores = pair_scores * mean_probs[query_of_pair]
     order = scores.argsort(descending=True, stable=True)
     order = order[has_pixels[query_of_pair[order]]]
+    if rules.instance_score_threshold is not None:
+        order = order[scores[order] > rules.instance_score_threshold]
     query_of_pair = query_of_pair[order]
-    found = Instances(sizes.output)
-    found.pred_masks = masks[query_of_pair]
-    found.pred_boxes = Boxes(boxes[query_of_pair])
-    found.scores = scores[order]
-    found.pred_classes = classes[pairs[order] % max(len(classes), 1)]
-    return found
+    result = Instances(sizes.output)
+    result.pred_masks = masks[query_of_pair]
+    result.pred_boxes = Boxes(boxes[query_of_pair])
+    result.scores = scores[order]
+    result.pred_classes = classes[pairs[order] % max(len(classes), 1)]
+    return result
 
 
 def _class_probs(class_logits: Tensor) -> Tensor:
@@ -273,20 +234,17 @@ def _winning_query(
 
 
 def _segments_of_queries(
-    queries: list[list[float]], thing_ids: Collection[int], overlap_threshold: float
+    queries: list[list[float]], rules: ResultRules
 ) -> tuple[list[int], list[dict[str, Any]]]:
     """Return the segment id of each query (0: dropped) and the segments.
 
-    Args:
-        queries: class, class probability, area won and mask area of each.
-        thing_ids: see `panoptic`.
-        overlap_threshold: see `panoptic`.
+    `queries` are the class, class probability, area won and mask area of each.
     """
     id_of_query: list[int] = []
     segments: list[dict[str, Any]] = []
     stuff_segments: dict[int, dict[str, Any]] = {}
     for label, score, won_area, mask_area in queries:
-        if won_area == 0 or mask_area == 0 or won_area / mask_area < overlap_threshold:
+        if won_area == 0 or mask_area == 0 or won_area / mask_area < rules.overlap_threshold:
             id_of_query.append(0)
             continue
         category_id, area = int(label), int(won_area)
@@ -295,7 +253,7 @@ def _segments_of_queries(
             segment["score"] = max(segment["score"], score)
             segment["area"] += area
         else:
-            isthing = category_id in thing_ids
+            isthing = category_id in (rules.thing_ids or ())
             segment = {
                 "id": len(segments) + 1,
                 "isthing": isthing,

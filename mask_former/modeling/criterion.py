@@ -173,8 +173,8 @@ def _mask_losses(
     image_logits = logits.split([len(index) for index in segment_index])
     losses = partial(mask_losses_at_points, count=num_points) if num_points else mask_losses
     sums = [
-        losses(some, target.masks, index, target.valid)
-        for some, target, index in zip(image_logits, targets, segment_index, strict=True)
+        losses(logits_of_image, target.masks, index, target.valid)
+        for logits_of_image, target, index in zip(image_logits, targets, segment_index, strict=True)
     ]
     focal, dice = (torch.stack(values).sum() for values in zip(*sums, strict=True))
     return focal, dice

@@ -64,7 +64,7 @@ def decode_pixels(pixel_decoder: Any, features: dict[str, Tensor]) -> PixelFeatu
 class BasePixelDecoder(nn.Module):
     """Top-down decoder: 3x3 on the coarsest map, then per finer map 1x1, add the map above, 3x3.
 
-    `memory_channels` tells what a transformer decoder may read from it: None, nothing.
+    `memory_channels` are the channels of its memory; None: it has no encoder and gives no memory.
     """
 
     memory_channels: int | None = None

@@ -1,8 +1,8 @@
-"""Masks looked at in some points instead of all pixels: MODEL.MASK_FORMER.LOSS_POINTS.
+"""Mask losses and costs at random points instead of all pixels: MODEL.MASK_FORMER.LOSS_POINTS.
 
 The sampling of PointRend and Mask2Former: matching compares all pairs of an image at the same random points;
-the losses look at three times as many random points for each pair, keep those where the prediction is least
-sure, and add a quarter of random ones. The formulas stay those of `losses.py`; no map of full size exists.
+the losses draw three times as many random points for each pair, keep those where the prediction is least
+certain, and add a quarter of random ones. The formulas are those of `losses.py`; no full-size map is made.
 
 Points are (x, y) in [0, 1], as Detectron2's point_features has them.
 """
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mask_former.modeling.losses import full_precision, paired_dice, paired_focal
 
-# How many points to choose from, for each one that is wanted, and which share of them by being unsure.
+# Candidates for each point of a loss, and the share of points that are chosen by uncertainty.
 OVERSAMPLE_RATIO = 3
 IMPORTANCE_SAMPLE_RATIO = 0.75
 
@@ -73,19 +73,20 @@ def mask_losses_at_points(
     if len(logits) == 0:
         nothing = full_precision(logits).sum()
         return nothing, nothing
-    points = _unsure_points(logits.detach(), count)
-    wanted = masks_at(masks, points, segment_index)
-    counted = None if valid is None else masks_at(valid[None], points, torch.zeros_like(segment_index))
-    found = logits_at(logits, points)
-    return paired_focal(found, wanted, counted).sum(), paired_dice(found, wanted, counted).sum()
+    points = _uncertain_points(logits.detach(), count)
+    point_masks = masks_at(masks, points, segment_index)
+    point_valid = None if valid is None else masks_at(valid[None], points, torch.zeros_like(segment_index))
+    point_logits = logits_at(logits, points)
+    arguments = (point_logits, point_masks, point_valid)
+    return paired_focal(*arguments).sum(), paired_dice(*arguments).sum()
 
 
 @torch.no_grad()
-def _unsure_points(logits: Tensor, count: int) -> Tensor:
-    """Return points (N, count, 2), most of them where the masks (N, h, w) are least sure."""
+def _uncertain_points(logits: Tensor, count: int) -> Tensor:
+    """Return points (N, count, 2), most of them where the masks (N, h, w) are least certain."""
     candidates = torch.rand(len(logits), OVERSAMPLE_RATIO * count, 2, device=logits.device)
-    unsure = int(IMPORTANCE_SAMPLE_RATIO * count)
-    least_sure = logits_at(logits, candidates).abs().topk(unsure, dim=1, largest=False).indices
-    chosen = candidates.gather(1, least_sure[..., None].expand(-1, -1, 2))
-    others = torch.rand(len(logits), count - unsure, 2, device=logits.device)
+    num_uncertain = int(IMPORTANCE_SAMPLE_RATIO * count)
+    most_uncertain = logits_at(logits, candidates).abs().topk(num_uncertain, dim=1, largest=False).indices
+    chosen = candidates.gather(1, most_uncertain[..., None].expand(-1, -1, 2))
+    others = torch.rand(len(logits), count - num_uncertain, 2, device=logits.device)
     return torch.cat([chosen, others], dim=1)

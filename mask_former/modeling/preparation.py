@@ -39,8 +39,6 @@ def prepare_for_inference(
     model: nn.Module,
     precision: str = "auto",
     *,
-    compiled: bool = False,
-    cuda_graphs: bool = False,
     in_place: bool = False,
 ) -> nn.Module:
     """Return a copy of the model in evaluation mode, for inference only, with the same interface.
@@ -53,18 +51,10 @@ def prepare_for_inference(
         model: any model with `backbone` and `sem_seg_head`, ours or Detectron2's around our heads.
         precision: "float32"; "bfloat16"; or "auto": bfloat16 if the model's device multiplies it natively,
             otherwise float32.
-        compiled: also use torch.compile, which takes minutes at the first picture of each size; from the
-            ninth size on, pictures of new sizes run without.
-        cuda_graphs: record and replay CUDA graphs, for pictures of few sizes; needs `compiled`.
         in_place: change the model itself instead of a copy.
     """
     device = next(model.parameters()).device
     dtype = inference_type(precision, device)
-    if cuda_graphs and not (compiled and device.type == "cuda"):
-        raise ValueError(
-            f"cuda_graphs needs compiled=True and a model on CUDA; here compiled is {compiled} and the model "
-            f"is on {device.type}. Leave cuda_graphs out, or move the model."
-        )
     prepared: Any = model if in_place else copy.deepcopy(model)
     prepared.eval().requires_grad_(False)
     fold_norms(prepared)
@@ -72,11 +62,6 @@ def prepare_for_inference(
     _convert(prepared, dtype)
     for attention in _modules_of(prepared, WindowAttention):
         attention.position_bias = functools.partial(_identity, attention.position_bias().contiguous())
-    if compiled:
-        for part in (prepared.backbone, prepared.sem_seg_head):
-            part.compile(mode="reduce-overhead" if cuda_graphs else "default", dynamic=False)
-        return prepared
-    # torch.compile could not trace this cache, and needs none.
     for stage in _modules_of(prepared, SwinStage):
         stage.grid_masks = functools.lru_cache(CACHED_SIZES)(stage.grid_masks)
     if device.type == "cpu":

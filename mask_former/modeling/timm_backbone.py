@@ -1,21 +1,29 @@
 """Backbones of timm, hierarchical or plain, as maps `res2` (1/4 of the picture) to `res5` (1/32)."""
 
-import difflib
-import importlib
 import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from detectron2.config import CfgNode, get_cfg
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mask_former.modeling.freezing import check_stages
+from mask_former.modeling.timm_nets import (
+    STRIDE,
+    checked_name,
+    create_net,
+    in_order,
+    library,
+    modules_of,
+    probe_net,
+    stage_ends,
+)
+
 LEVELS = {2: "res2", 3: "res3", 4: "res4", 5: "res5"}  # log2 of the stride -> name
-STRIDE = 32
 
 
 class ChannelNorm(nn.LayerNorm):
@@ -55,8 +63,8 @@ class TimmBackbone(Backbone):
                 f"MODEL.TIMM.OUT_FEATURES is {list(out_features)}: expected some of res2 to res5."
             )
         options = {"in_chans": in_channels} | ({"drop_path_rate": drop_path_rate} if drop_path_rate else {})
-        self.multiple, found = _probe(name, options)
-        net = _create(name, options)
+        self.multiple, found = probe_net(name, options)
+        net = create_net(name, options)
         self.record: dict[str, Any] = net.pretrained_cfg
         # What a file of the whole net holds, in its order.
         self.file_shapes = {key: tuple(value.shape) for key, value in net.state_dict().items()}
@@ -74,6 +82,7 @@ class TimmBackbone(Backbone):
             [levels[power][0] for power in taken], prune_norm=not self.final_norm, prune_head=True
         )
         self.net = net
+        self.stage_ends = stage_ends(net, found, max(self.indices))
         self.strides = {power: levels[power][1] for power in taken}
         is_normalized = any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in net.modules()) or (
             self.final_norm and any(True for _ in net.norm.parameters())
@@ -117,6 +126,33 @@ class TimmBackbone(Backbone):
             maps[level] = value[..., : math.ceil(size[0] / stride), : math.ceil(size[1] / stride)]
         return maps
 
+    def layer_numbers(self) -> dict[str, int]:
+        """Return the layer of each pretrained parameter, the first 0: what layer-wise decay counts."""
+        if hasattr(self.net, "group_matcher"):
+            group = library().models.group_parameters
+            numbers = group(self.net, self.net.group_matcher(coarse=False), reverse=True)
+        else:
+            names = [name for name, _ in self.net.named_parameters()]
+            ends = [max(i for i, n in enumerate(names) if n.startswith(f"{e}.")) for e in self.stage_ends]
+            numbers = {name: sum(end < i for end in ends) for i, name in enumerate(names)}
+        return {f"net.{name}": number for name, number in numbers.items()}
+
+    def pretrained_parts(self, stages: int | None) -> list[nn.Module | nn.Parameter]:
+        """Return `net`, or what it has up to the end of its first `stages` stages."""
+        if stages is None:
+            return [self.net]
+        check_stages(stages, len(self.stage_ends))
+        numbers, end = self.layer_numbers(), f"net.{self.stage_ends[stages - 1]}."
+        last = max((number for name, number in numbers.items() if name.startswith(end)), default=-1)
+        frozen = {name for name, number in numbers.items() if number <= last}
+        if not frozen or (len(frozen) == len(numbers) and stages < len(self.stage_ends)):
+            raise ValueError(
+                f"MODEL.BACKBONE.FREEZE is 'stages {stages}', but {self.record['architecture']} does not "
+                "consist of one stage after the other: use 'all', 'norms' or 'none'."
+            )
+        parameters = [value for name, value in self.named_parameters() if name in frozen]
+        return [*parameters, *modules_of(self.net, {id(value) for value in parameters})]
+
     def convert_weights(self, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str]:
         """Return a file of the whole net under the names of `net`, without what was cut off, and a remark.
 
@@ -132,7 +168,7 @@ class TimmBackbone(Backbone):
         converted = self._converted_by_timm(state)
         if count(converted) > count(named):
             named, remark = converted, "names and position tables converted by timm"
-        if count(named) < len(own) // 2 and (ordered := _in_order(state, self.file_shapes)):
+        if count(named) < len(own) // 2 and (ordered := in_order(state, self.file_shapes)):
             named = ordered
             remark = f"its names are others: all {len(ordered)} entries fitted by order and shape"
         if not count(named):
@@ -176,33 +212,13 @@ def resized_grid(features: Tensor, stride: int, wanted: int) -> Tensor:
     return F.interpolate(features, scale_factor=stride / wanted, mode="bilinear")
 
 
-def _in_order(state: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
-    """Return the entries of `state` under the names of `shapes`, empty unless all shapes agree in order."""
-    counter = "num_batches_tracked"  # absent in old files, and not needed
-    values = [value for name, value in state.items() if not name.endswith(counter)]
-    names = [name for name in shapes if not name.endswith(counter)]
-    if [tuple(value.shape) for value in values] != [shapes[name] for name in names]:
-        return {}
-    return dict(zip(names, values, strict=True))
-
-
-def library() -> Any:
-    """Return timm, which is optional."""
-    try:
-        return importlib.import_module("timm")
-    except ImportError as error:
-        raise ModuleNotFoundError(
-            "MODEL.BACKBONE.NAME build_timm_backbone needs timm: pip install 'mask-former[timm]'", name="timm"
-        ) from error
-
-
 def with_pixel_statistics(cfg: CfgNode) -> CfgNode:
     """Return `cfg` with the mean and deviation of a timm net's record, where it has Detectron2's defaults."""
     model, defaults = cfg.MODEL, get_cfg().MODEL
     is_set = (model.PIXEL_MEAN, model.PIXEL_STD) != (defaults.PIXEL_MEAN, defaults.PIXEL_STD)
     if is_set or model.BACKBONE.NAME != "build_timm_backbone":
         return cfg
-    record = library().get_pretrained_cfg(_checked(model.TIMM.NAME))
+    record = library().get_pretrained_cfg(checked_name(model.TIMM.NAME))
     order = slice(None, None, 1 if cfg.INPUT.FORMAT == "RGB" else -1)
     cfg = cfg.clone()
     cfg.defrost()
@@ -210,57 +226,6 @@ def with_pixel_statistics(cfg: CfgNode) -> CfgNode:
         [value * 255 for value in values[order]] for values in (record.mean, record.std)
     )
     return cfg
-
-
-def _checked(name: str) -> str:
-    timm = library()
-    if timm.is_model(name):
-        base, _, tag = name.partition(".")
-        if tag and name not in (tagged := timm.list_pretrained(f"{base}.*")):
-            raise ValueError(
-                f"MODEL.TIMM.NAME is {name!r}, but the tags are {', '.join(tagged)}; or give none."
-            )
-        return name
-    known = timm.list_models()
-    close = difflib.get_close_matches(name.split(".")[0], known, n=3) or timm.list_models(f"*{name}*")[:3]
-    hint = f"did you mean {', '.join(close)}?" if close else "timm.list_models() has their names."
-    raise ValueError(f"MODEL.TIMM.NAME is {name!r}, which timm {timm.__version__} does not have; {hint}")
-
-
-def _create(name: str, options: dict[str, Any]) -> Any:
-    """Return a net of timm, for pictures of any size where it has an option for that."""
-    create: Callable[..., Any] = library().create_model
-    try:
-        return create(_checked(name), **options, dynamic_img_size=True)
-    except TypeError:  # no such argument
-        return create(name, **options)
-
-
-@torch.no_grad()
-def _probe(name: str, options: dict[str, Any]) -> tuple[int, list[tuple[int, int]]]:
-    """Return the divisor of the picture sizes that a net takes, and stride and channels of its maps."""
-    with torch.device("meta"):  # shapes alone
-        net = _create(name, options).eval()
-        if not hasattr(net, "prune_intermediate_layers"):
-            raise ValueError(f"MODEL.TIMM.NAME {name}: timm has no maps of this net. Choose another.")
-        error: Exception | None = None
-        largest = max(entry["reduction"] for entry in net.feature_info)
-        for multiple in dict.fromkeys((STRIDE, 2 * STRIDE, largest, net.pretrained_cfg["input_size"][1])):
-            size = (2 * multiple, 3 * multiple)
-            try:
-                maps = net.forward_intermediates(
-                    torch.empty(1, options["in_chans"], *size), intermediates_only=True
-                )
-            except (RuntimeError, AssertionError) as refusal:
-                error = refusal
-                continue
-            strides = [{side / own for side, own in zip(size, m.shape[-2:], strict=True)} for m in maps]
-            if all(len(both) == 1 and min(both).is_integer() for both in strides):
-                return multiple, [(int(min(s)), m.shape[1]) for s, m in zip(strides, maps, strict=True)]
-    raise ValueError(
-        f"MODEL.TIMM.NAME {name}: in timm, this net does not give maps of pictures of any size. Choose "
-        "another, such as convnext_tiny or vit_small_patch14_dinov2."
-    ) from error
 
 
 def _nearest(power: int, levels: Sequence[int]) -> int:

@@ -135,9 +135,9 @@ class Predictor:
                 top_k: most instances of an image (None: TEST.DETECTIONS_PER_IMAGE).
                 classes: names or indices that results may have; pixels of others become void.
                 tasks: of "semantic", "panoptic", "instance" (None: those that the configuration switches on).
-                precision: "plain", the network as it is trained; or a faster one, see
-                    `modeling.preparation`: "float32", which differs by rounding; "bfloat16"; "auto", the one
-                    of them that suits the device best.
+                precision: "float32" (default), which differs from the network as it is trained by rounding,
+                    see `modeling.preparation`; "plain", that network; "bfloat16", faster where the device
+                    has units for it; "auto", the one of them that suits the device best.
         """
         return cls._load(weights, None, device, opts, options)
 
@@ -175,6 +175,7 @@ class Predictor:
         options: dict[str, Any],
     ) -> "Predictor":
         """Return a predictor of a weight file; `cfg` None: the configuration that the file describes."""
+        options.setdefault("precision", "float32")
         if "classes" in options:
             options["classes_to_keep"] = options.pop("classes")
         # Before the file is read, which takes longer.

@@ -37,9 +37,6 @@ def annotation_faults(annotation: Mapping[str, Any], where: str, size: tuple[int
         found = f"'segmentation' is {segmentation!r}" if "segmentation" in annotation else "no 'segmentation'"
         remedy = "Boxes alone train no masks: export polygons or run lengths."
         return [Fault("annotations without a mask", where, found, remedy)]
-    if annotation.get("iscrowd", 0) not in (0, 1):
-        found = f"'iscrowd' is {annotation['iscrowd']!r}"
-        faults.append(Fault("wrong crowd flags", where, found, "Expected 0 or 1."))
     return faults or _box_faults(annotation, where, size)
 
 

@@ -19,13 +19,13 @@ from mask_former.formats import read_json, semantic_label_files
 from .dataset import OwnDataset
 from .memory import Memory, default_cache, key_of, stamp
 from .mending import kept, mended_dataset, statistics_of
-from .picture_check import Job, PictureCheck
+from .picture_check import CONTENT_ERRORS, Job, PictureCheck
 from .polygon_files import Records
 from .report import Fault, Report
 from .set_faults import Checked, check_against_config, set_faults
 from .source_check import source_faults, source_files
 
-__all__ = ["Fault", "Report", "check_against_config", "check_dataset", "check_sources"]
+__all__ = ["CONTENT_ERRORS", "Fault", "Report", "check_against_config", "check_dataset", "check_sources"]
 
 AT_ONCE = 8  # pictures that a process gets at a time
 
@@ -127,7 +127,7 @@ def _taken(split: str, number: int, records: Sequence[dict[str, Any]]) -> Checke
     """Return a record that is yet to be checked; one that cannot be read has its fault."""
     try:
         return Checked(split, number, records[number], {})
-    except (OSError, ValueError) as error:
+    except CONTENT_ERRORS as error:
         picture = records.pairs[number][0] if isinstance(records, Records) else None
         where, found = picture or f"picture {number} of {split}", str(error).rstrip(".")
         fault = Fault("label files that cannot be read", where, found, "Correct the file.", picture=picture)
@@ -165,7 +165,7 @@ def _annotations_as_they_stand(
     raw: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
     for split, path in dataset.json_files.items() if dataset.task == "instance" else ():
         by_end = _pictures_by_end(entry for entry in checked if entry.split == split)
-        with suppress(OSError, ValueError, KeyError, TypeError):  # which `check_sources` names
+        with suppress(*CONTENT_ERRORS):  # which `check_sources` names
             content = read_json(path)
             names = {str(image["id"]): by_end(image["file_name"]) for image in content["images"]}
             for annotation in content["annotations"]:

@@ -152,8 +152,10 @@ def _panoptic_root(folder: Path, file: LabelFile, content: Mapping[str, Any]) ->
 
 def _picture_root(folder: Path, file: LabelFile, names: Sequence[str]) -> Path:
     inside = named_folders(folder, PICTURE_FOLDERS)
-    places = [file.path.parent, folder / file.token, *(path / file.token for path in inside), *inside]
-    places += [path for path in named_folders(folder / file.token, PICTURE_FOLDERS) if file.token]
+    places = [file.path.parent]
+    for name in dict.fromkeys((file.token, file.split)):
+        places += [folder / name, *(path / name for path in inside)]
+        places += named_folders(folder / name, PICTURE_FOLDERS)
     return _place_of(names, [*places, folder], file)
 
 

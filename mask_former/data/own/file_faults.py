@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -90,9 +91,12 @@ def _is_number(word: str) -> bool:
 def labelme_faults(path: Path, content: Mapping[str, Any], classes: Sequence[str]) -> list[Fault]:
     """Return the faults of a labelme file; `classes` may be empty, then any label is one."""
     where, name = str(path), content.get("imagePath")
-    if not name:
+    if not isinstance(content["shapes"], list) or not all(isinstance(s, Mapping) for s in content["shapes"]):
+        remedy = "Expected a list of objects with 'label' and 'points': save the file again."
+        return [Fault("values of the wrong type", where, "'shapes' is no list of shapes", remedy)]
+    if not isinstance(name, str) or not name:
         return [Fault("label files without a picture", where, "no 'imagePath'", "Add the picture's name.")]
-    picture = path.parent / str(name).replace("\\", "/")
+    picture = path.parent / name.replace("\\", "/")
     try:
         size = picture_size(picture)
     except (OSError, ValueError):
@@ -126,6 +130,15 @@ def _shape_faults(
     if kind not in AREA_SHAPES:
         found, remedy = f"a shape of type {kind!r}", "It covers no area and is left out."
         yield Fault("shapes that are no areas", where, found, remedy, stops=False, mended=True)
+    elif not _are_points(points):
+        found, remedy = f"its points are {points!r:.60}", "Expected [[x, y], ...]: draw it again."
+        yield Fault("polygons that are not numbers", where, found, remedy)
     elif kind == "polygon":
-        flat = [x for point in points for x in (point if isinstance(point, Sequence) else [point])]
-        yield from polygon_faults(flat, where, size)
+        yield from polygon_faults([x for point in points for x in point], where, size)
+
+
+def _are_points(points: Any) -> bool:
+    return isinstance(points, list) and all(
+        isinstance(point, list) and len(point) == 2 and all(isinstance(x, Real) for x in point)
+        for point in points
+    )

@@ -61,15 +61,15 @@ def files_by_stem(
     files: dict[str, str] = {}
     for place, folders, names in os.walk(folder, followlinks=True):
         folders[:] = [name for name in folders if recursive and not name.startswith(".")]
-        prefix = Path(place).relative_to(folder).as_posix() + "/"
+        prefix = (Path(place).relative_to(folder).as_posix() + "/").removeprefix("./")
         for name in names:
-            base, suffix = os.path.splitext(name)
-            if suffix.lower() not in suffixes or name.startswith("."):
+            base, _, suffix = name.rpartition(".")
+            if f".{suffix.lower()}" not in suffixes or name[0] == ".":
                 continue
-            stem, file = prefix.removeprefix("./") + base, os.path.join(place, name)
+            stem, file = prefix + base, f"{place}{os.sep}{name}"
             if stem in files and unique:
                 raise ValueError(f"{files[stem]} and {file} differ only in the extension; keep one of them.")
-            if stem not in files or suffix.lower() in LABEL_SUFFIXES:
+            if stem not in files or f".{suffix.lower()}" in LABEL_SUFFIXES:
                 files[stem] = file
     return dict(sorted(files.items()))
 
@@ -95,10 +95,11 @@ def _folders(folder: Path) -> list[Path]:
 def picture_folders(folder: Path, label_suffixes: Collection[str]) -> dict[str, tuple[Path, Path]]:
     """Return split -> folders of its pictures and labels; "" where folders say nothing of splits.
 
-    Splits may lie above (train/images, train/labels) or below (images/train, labels/train). Empty if there
-    are no such folders.
+    Splits may lie above (train/images, train/labels), below (images/train, labels/train) or be all there is
+    (train, train_labels). Empty if there are no such folders.
     """
-    above = {split: _beside(path, label_suffixes) for split, path in split_folders(folder).items()}
+    parts = split_folders(folder)
+    above = {s: _beside(p, label_suffixes) or _named_after(p, label_suffixes) for s, p in parts.items()}
     pairs = {split: pair for split, pair in above.items() if pair}
     if "train" in pairs:
         return pairs
@@ -115,6 +116,13 @@ def _beside(folder: Path, label_suffixes: Collection[str]) -> tuple[Path, Path] 
     pictures = named_folders(folder, PICTURE_FOLDERS)
     labels = [path for path in named_folders(folder, LABEL_FOLDERS) if _holds(path, label_suffixes)]
     return (pictures[0], labels[0]) if pictures and labels else None
+
+
+def _named_after(folder: Path, label_suffixes: Collection[str]) -> tuple[Path, Path] | None:
+    """Return a folder of pictures, and that of labels which is called after it."""
+    names = [folder.name.lower() + ending for ending in ("_labels", "_masks", "annot")]
+    labels = [path for path in named_folders(folder.parent, names) if _holds(path, label_suffixes)]
+    return (folder, labels[0]) if labels else None
 
 
 def _holds(folder: Path, suffixes: Collection[str]) -> bool:
@@ -167,9 +175,13 @@ def _labels_of(
     pictures: Collection[str], labels: Mapping[str, str]
 ) -> tuple[dict[str, dict[str, str]], list[str]]:
     """Return the labels of pictures by stem and by folder of a class, and those of no picture."""
-    endings = ("", *LABEL_ENDINGS)
+    plain: dict[str, str] = {}
     names = {stem: stem.removesuffix("_leftImg8bit") for stem in pictures}
-    plain = max(({s: labels[n + e] for s, n in names.items() if n + e in labels} for e in endings), key=len)
+    for ending in ("", *LABEL_ENDINGS):
+        if 2 * len(plain) < len(names):
+            plain = max(
+                plain, {s: labels[n + ending] for s, n in names.items() if n + ending in labels}, key=len
+            )
     by_class: dict[str, dict[str, str]] = {}
     for stem, file in labels.items():
         name, _, rest = stem.partition("/")

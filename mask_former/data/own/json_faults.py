@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from .annotation_faults import annotation_faults
+from .json_types import type_faults
 from .report import Fault, merged
 
 Entries = Sequence[Mapping[str, Any]]
@@ -41,6 +42,9 @@ def json_faults(path: Path, content: Any, with_masks: bool = False) -> list[Faul
     if not annotations:
         remedy = "Expected the labels of the pictures: export it again."
         return [Fault("annotation files without annotations", where, "'annotations' is empty", remedy)]
+    wrong_types = list(type_faults(where, content))
+    if wrong_types:
+        return wrong_types
     reading = _Reading(where, images, annotations, categories)
     return [*reading.faults(), *(merged(reading.mask_faults()) if with_masks else ())]
 
@@ -89,7 +93,7 @@ class _Reading:
 
     def _lacking(self, part: str, key: str, remedy: str, entries: Entries | None = None) -> Iterator[Fault]:
         entries = getattr(self, part) if entries is None else entries
-        lacking = [(number, entry) for number, entry in enumerate(entries) if key not in entry]
+        lacking = [(number, entry) for number, entry in enumerate(entries) if entry.get(key) is None]
         mended = MENDED_KEYS.get(part, {}).get(key)
         yield from self._one(
             f"{part} without {key!r}",
@@ -132,9 +136,9 @@ class _Reading:
         lost = [a for a in orphans if str(a["image_id"]) not in texts]
         places = [f"annotation {a.get('id')}" for a in lost]
         what = f"image_id {lost[0]['image_id']!r} is none of the 'images'" if lost else ""
-        all_lost = bool(named) and len(lost) == len(named)
-        remedy = "Take 'images' and 'annotations' of one export." if all_lost else "They are left out."
-        yield from self._one("orphan annotations", places, what, remedy, mended=not all_lost)
+        mended = len(lost) < len(named) and not self.is_panoptic
+        remedy = "They are left out." if mended else "Take 'images' and 'annotations' of one export."
+        yield from self._one("orphan annotations", places, what, remedy, mended=mended)
         yield from self._retyped("image_id", retyped)
 
     def _retyped(self, key: str, entries: Entries) -> Iterator[Fault]:
@@ -195,7 +199,7 @@ class _Reading:
         bare = [str(name) for image_id, name in self.pictures.items() if image_id not in annotated]
         remedy = "They are left out."
         yield from self._one("pictures without a label", bare, "no annotation", remedy, mended=True)
-        segments = [(s, a) for a in self.annotations for s in a.get("segments_info", ())]
+        segments = [(s, a) for a in self.annotations for s in a.get("segments_info") or ()]
         entries, owners = [s for s, _ in segments], [a for _, a in segments]
         for key in ("id", "category_id"):
             yield from self._one(
@@ -211,7 +215,7 @@ class _Reading:
     def _segment_id_faults(self) -> Iterator[Fault]:
         wrong: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
         for annotation in self.annotations:
-            ids = [segment.get("id") for segment in annotation.get("segments_info", ())]
+            ids = [segment.get("id") for segment in annotation.get("segments_info") or ()]
             if len(set(ids)) < len(ids):
                 wrong["two segments of a picture share one id"].append(annotation)
             if 0 in ids:

@@ -39,6 +39,9 @@ def mended_dataset(dataset: OwnDataset, entries: Sequence[Checked]) -> OwnDatase
                 {**each, "bbox": boxes[number], "bbox_mode": BoxMode.XYWH_ABS} if number in boxes else each
                 for number, each in enumerate(record["annotations"])
             ]
+        if "empty" in entry.measure:
+            segments = record["segments_info"]
+            record["segments_info"] = [each for each in segments if each["id"] not in entry.measure["empty"]]
         splits[entry.split].append(record)
     return replace(dataset, splits=splits)
 

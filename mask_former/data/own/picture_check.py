@@ -26,6 +26,8 @@ from .report import Fault, merged
 
 Record = Mapping[str, Any]
 DIGEST_BYTES = 16
+# What readers raise at files whose content is of other types than expected.
+CONTENT_ERRORS = (OSError, ValueError, LookupError, TypeError, AttributeError)
 LABEL_KEYS = {"panoptic": "pan_seg_file_name", "instance": "annotations"}
 
 
@@ -60,8 +62,8 @@ class PictureCheck:
         Returns:
             "faults"; and of a readable picture "size" (width, height), "digest", "brightness", "contrast";
             with a label "pixels" and "segments" ([class id, count] each), "void" pixels; of a palette file
-            "palette" ([index, r, g, b] of the indices in use), and of boxes to be set "boxes" ([number, x, y,
-            width, height]).
+            "palette" ([index, r, g, b] of the indices in use); to be mended "boxes" ([number, x, y, width,
+            height]) and "empty" (ids of segments).
         """
         record = job.record
         self.faults: list[Fault] = []
@@ -69,13 +71,21 @@ class PictureCheck:
         size = self._check_picture(record)
         if has_label(record, self.task):
             if size is not None:
-                getattr(self, f"_check_{self.task}")(job, size)
+                self._check_label(job, size)
         elif job.split != "test":
             remedy = "It is left out; add a label with the picture's name, or take it out."
             what = "pictures without a label"
             self._add(Fault(what, record["file_name"], "it has no label", remedy, stops=False, mended=True))
         faults = merged(self.faults)
         return {**self.found, "faults": [{**f.to_dict(), "picture": record["file_name"]} for f in faults]}
+
+    def _check_label(self, job: Job, size: tuple[int, int]) -> None:
+        try:
+            getattr(self, f"_check_{self.task}")(job, size)
+        except CONTENT_ERRORS as error:
+            remedy = "Export the label again."
+            found = f"{type(error).__name__}: {error}"
+            self._add(Fault("labels that cannot be used", job.record["file_name"], found, remedy))
 
     def _add(self, *faults: Fault) -> None:
         self.faults += faults
@@ -96,9 +106,9 @@ class PictureCheck:
         height, width = picture.shape[:2]
         digest = hashlib.blake2b(picture.tobytes(), digest_size=DIGEST_BYTES)
         digest.update(f"{width}x{height}".encode())
-        grey = picture[:: max(1, height // 256), :: max(1, width // 256)].mean(axis=2)
+        some = picture[:: max(1, height // 128), :: max(1, width // 128)]
         self.found |= {"size": [width, height], "digest": digest.hexdigest()}
-        self.found |= {"brightness": float(grey.mean()), "contrast": float(grey.std())}
+        self.found |= {"brightness": float(some.mean()), "contrast": float(some.std())}
         stated = (record.get("width", width), record.get("height", height))
         if stated != (width, height):
             turned = " It is turned by a quarter in EXIF." if stated == (height, width) else ""
@@ -184,6 +194,7 @@ class PictureCheck:
             found = f"segment ids {abbreviated(empty)} of the JSON have no pixel in the PNG"
             fault = Fault("segments without a pixel", path, found, "They are left out.", False, True)
             self._add(fault)
+            self.found["empty"] = empty
         pixels, segments = Counter[int](), Counter[int]()
         for number, area in areas.items():
             if number in listed and not listed[number].get("iscrowd", 0):

@@ -17,7 +17,7 @@ from detectron2.structures import BoxMode
 from mask_former.data.coco import Entry, box_of_polygons
 from mask_former.formats import PICTURE_SUFFIXES, picture_size, read_json
 
-from .classes import check_names, colors_of, find_classes
+from .classes import CLASS_FILES, check_names, colors_of, find_classes
 from .dataset import Offer, OwnDataset
 from .files import (
     LABEL_FOLDERS,
@@ -85,28 +85,29 @@ def _yolo_pairs(folder: Path, content: Mapping[str, Any], entry: Any) -> list[Pa
     """Return the pictures that a split's entry names: folders, or text files of one picture a line."""
     pairs: list[Pair] = []
     for name in entry if isinstance(entry, list) else [entry]:
-        # Exported files have paths such as ../train/images, which are right on another machine.
-        inside = str(name).replace("\\", "/").lstrip("./")
+        # Exported files have paths that are right on another machine: ../train/images, /content/town/images.
+        parts = [part for part in str(name).replace("\\", "/").split("/") if part not in ("", ".", "..")]
         roots = (folder, folder / str(content.get("path") or ""))
-        place = next((p for r in roots for p in (r / inside, r / str(name)) if p.exists()), None)
+        inside = [root.joinpath(*some) for root in roots for some in (parts, parts[-2:], parts[-1:])]
+        place = next((path for path in (*inside, folder / str(name)) if path.exists()), None)
         if place is not None and place.is_dir():
-            labels = files_by_stem(_labels_beside(str(place)), {".txt"})
+            labels = files_by_stem(_labels_beside(folder, str(place)), {".txt"})
             pictures = files_by_stem(place, PICTURE_SUFFIXES)
             pairs += [(file, labels.get(stem)) for stem, file in pictures.items()]
         elif place is not None:
             lines = filter(None, map(str.strip, place.read_text(encoding="utf-8").splitlines()))
             for picture in (os.path.normpath(folder / line) for line in lines):
-                label = os.path.splitext(_labels_beside(picture))[0] + ".txt"
+                label = os.path.splitext(_labels_beside(folder, picture))[0] + ".txt"
                 pairs.append((picture, label if os.path.isfile(label) else None))
     return pairs
 
 
-def _labels_beside(path: str) -> str:
-    """Return a path with its last part "images" replaced by "labels", as YOLO finds labels."""
-    parts = path.split(os.sep)
+def _labels_beside(folder: Path, path: str) -> str:
+    """Return a path with the last part "images" below the folder replaced by "labels", as YOLO has them."""
+    parts = os.path.relpath(path, folder).split(os.sep)
     if "images" in parts:
         parts[len(parts) - 1 - parts[::-1].index("images")] = "labels"
-    return os.sep.join(parts)
+    return os.path.normpath(os.path.join(folder, *parts))
 
 
 def _read_yolo(num_classes: int, number: int, picture: str, label: str | None) -> Entry:
@@ -141,12 +142,13 @@ def _offer_labelme(folder: Path, seed: int) -> Offer:
     splits: dict[str, list[Pair]] = {}
     strays: list[str] = []
     for split, root in (roots if "train" in roots else {"train": folder}).items():
-        pictures = _below(root, PICTURE_FOLDERS, PICTURE_SUFFIXES)
         labels = _below(root, LABEL_FOLDERS, {".json"})
+        labels = {stem: file for stem, file in labels.items() if os.path.basename(file) not in CLASS_FILES}
+        pictures = _below(root, PICTURE_FOLDERS, PICTURE_SUFFIXES) if labels else {}
         splits[split] = [(file, labels.get(stem)) for stem, file in pictures.items()]
         strays += [file for stem, file in labels.items() if stem not in pictures]
-    first = next((label for _, label in splits["train"] if label), None)
-    if first is None or not _is_labelme(first):
+    named = [label for pairs in splits.values() for _, label in pairs if label]
+    if len(named) <= len(strays) or not _is_labelme(named[0]):
         return Offer("a JSON file of the same name beside each picture, with 'shapes'")
     return Offer("", partial(_read_labelme_folder, folder, splits, strays, seed))
 

@@ -146,7 +146,7 @@ def _copy_faults(checked: Sequence[Checked]) -> Iterator[Fault]:
 
 
 def _stray_faults(dataset: OwnDataset) -> Iterator[Fault]:
-    strays: list[str] = [*map(str, dataset.stray_labels)]
+    strays = [*map(str, dataset.stray_labels)]
     pairs: list[tuple[str, str | None]] = []
     for records in dataset.splits.values():
         if isinstance(records, Records) and dataset.layout == "yolo":
