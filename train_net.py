@@ -28,6 +28,8 @@ from types import FrameType
 
 # Options that shape the recipe of a folder, and mean nothing without one.
 ONLY_WITH_DATA = ("layout", "epochs", "backbone", "ignore_faults")
+# Longest error; those of a user's data list what was looked for.
+LONGEST_LINE = 1000
 
 
 def argument_parser() -> argparse.ArgumentParser:
@@ -107,10 +109,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(error, ImportError):  # perhaps of Detectron2, which the next import needs
             sys.stderr.write(f"error: {error}\n")
             return 1
+        from mask_former.checkpoint.limits import plain_text
         from mask_former.engine.screen import told
 
         logging.getLogger("mask_former").debug("The run failed", exc_info=True)  # in the log file
-        sys.stderr.write(f"error: {told(error)}\n")
+        sys.stderr.write(f"error: {plain_text(told(error), LONGEST_LINE)}\n")
         return 1
     return 0
 

@@ -39,6 +39,8 @@ DEFAULTS: dict[str, Any] = {
     "INPUT.COLOR_AUG_SSD": False,
     # Largest share of a crop that one class may fill; at 1.0 every crop is taken as it comes.
     "INPUT.CROP.SINGLE_CATEGORY_MAX_AREA": 1.0,
+    # Pictures with more pixels are refused, before they are decoded: a few kB may be gigabytes. 0: no limit.
+    "INPUT.MAX_PIXELS": 89_478_485,
     # The mapper pads images, right and below, up to a multiple of this many pixels. Below 1: no padding.
     "INPUT.SIZE_DIVISIBILITY": -1,
     # "ADAMW" or "SGD" (solver.py).

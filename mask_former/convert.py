@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from mask_former.checkpoint import describe, described_config, resolve
 from mask_former.checkpoint.fitting import fit_weights
+from mask_former.checkpoint.limits import plain_text
 from mask_former.config import load_config
 from mask_former.conversion.backbones import Backbone, State, describe_backbone, swin_to_timm
 from mask_former.conversion.files import (
@@ -299,7 +300,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         lines = inspect(arguments) if is_inspection else convert(arguments)
     except (ValueError, KeyError, OSError) as error:
-        sys.stderr.write(f"{parser.prog}: {error}\n")
+        where = "" if arguments.source in str(error) else f"{arguments.source}: "
+        sys.stderr.write(f"{parser.prog}: {plain_text(where + str(error))}\n")
         return 1
     sys.stdout.write("\n".join(lines) + "\n")
     return 0

@@ -5,7 +5,9 @@ import glob
 import io
 import json
 import os
+import stat
 import time
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -272,11 +274,30 @@ def read_panoptic_map(path: str | Path) -> NDArray[np.int32]:
     return rgb_to_id(np.asarray(label))
 
 
+def limit_pixels(count: int) -> None:
+    """Refuse pictures of more pixels from now on, in all of this process; 0: no limit."""
+    Image.MAX_IMAGE_PIXELS = count or None
+    # Pillow itself refuses twice as many, and warns of what is refused here.
+    warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+
+
+def _is_special(path: str | Path) -> bool:
+    """Return whether this is a pipe, device or folder; reading a pipe may wait for ever."""
+    with suppress(OSError, ValueError):  # an address, or what the reader itself will complain of
+        return not stat.S_ISREG(os.stat(path).st_mode)
+    return False
+
+
 def _decode(path: str | Path, header_only: bool = False, content: bytes | None = None) -> Image.Image:
     """Return the whole picture in memory, turned upright; or, as stored, only what its header says."""
     try:
+        if content is None and _is_special(path):
+            raise ValueError("it is no regular file, but a folder, pipe or device")
         with PathManager.open(str(path), "rb") if content is None else io.BytesIO(content) as file:
             picture = Image.open(file)
+            width, height, limit = *picture.size, Image.MAX_IMAGE_PIXELS
+            if limit and width * height > limit:
+                raise ValueError(f"it has {width}x{height} pixels, over {limit}, see INPUT.MAX_PIXELS")
             if header_only:
                 picture.getexif()
                 return picture

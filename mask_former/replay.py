@@ -20,6 +20,7 @@ from detectron2.config import CfgNode
 from torch import Tensor, nn
 
 from mask_former.checkpoint import described_config, read_checkpoint
+from mask_former.checkpoint.limits import plain_text, refuse_disagreement
 from mask_former.engine.failed_steps import restored
 from mask_former.engine.step import Batch, TrainingData, TrainStep
 from mask_former.modeling.build import build_model
@@ -114,6 +115,7 @@ class Replay:
         cfg = described_config(content.get("metadata", {}), file)
         if cfg is None or not isinstance(content.get("failure"), dict) or not content.get("batch"):
             raise ValueError(f"{file} is no record of a failed step; they lie under OUTPUT_DIR/failed_steps.")
+        refuse_disagreement(cfg, content["model"], file)
         self.failure: dict[str, Any] = content["failure"]
         self.versions: dict[str, Any] = content.get("versions", {})
         self.batch: Batch = [restored(picture) for picture in content["batch"]]
@@ -216,7 +218,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             importlib.import_module(module)
         lines, is_failure = report(Replay(arguments.file, arguments.device, arguments.float32))
     except (ValueError, KeyError, OSError, ImportError, RuntimeError) as error:
-        sys.stderr.write(f"{parser.prog}: {error}\n")
+        sys.stderr.write(f"{parser.prog}: {plain_text(str(error))}\n")
         return 2
     sys.stdout.write("\n".join(lines) + "\n")
     return 0 if is_failure else 1

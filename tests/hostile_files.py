@@ -7,6 +7,7 @@ import zipfile
 
 import numpy as np
 import torch
+import yaml
 
 
 class Call:
@@ -206,3 +207,94 @@ def damaged() -> dict[str, bytes]:
         "unknown opcode": opcodes(b"\xfe"),
         "old torch file cut off": saved({"a": torch.zeros(50)}, zip_archive=False)[:-50],
     }
+
+
+def described(config) -> bytes:
+    """A whole torch file that describes itself with that configuration."""
+    config = config if isinstance(config, str) else yaml.safe_dump(config)
+    return saved({"model": {"a": torch.zeros(4)}, "metadata": {"format": 1, "config": config}})
+
+
+def nested(key: str, value) -> dict:
+    """A configuration of one key with dots."""
+    for part in reversed(key.split(".")):
+        value = {part: value}
+    return value
+
+
+def absurd_configurations() -> dict[str, bytes]:
+    """Files whose configuration is of absurd sizes, of other types, or no configuration."""
+    sizes = {
+        "MODEL.SEM_SEG_HEAD.NUM_CLASSES": 10**9,
+        "MODEL.SEM_SEG_HEAD.CONVS_DIM": 10**6,
+        "MODEL.SEM_SEG_HEAD.MASK_DIM": 10**8,
+        "MODEL.SEM_SEG_HEAD.TRANSFORMER_ENC_LAYERS": 10**5,
+        "MODEL.MASK_FORMER.NUM_OBJECT_QUERIES": 10**9,
+        "MODEL.MASK_FORMER.HIDDEN_DIM": 10**6,
+        "MODEL.MASK_FORMER.DIM_FEEDFORWARD": 10**9,
+        "MODEL.MASK_FORMER.DEC_LAYERS": 10**6,
+        "MODEL.MASK_FORMER.ENC_LAYERS": 10**6,
+        "MODEL.MASK_FORMER.NHEADS": 10**9,
+        "MODEL.MASK_FORMER.SIZE_DIVISIBILITY": 10**6,
+        "MODEL.RESNETS.WIDTH_PER_GROUP": 10**5,
+        "MODEL.RESNETS.NUM_GROUPS": 10**6,
+        "MODEL.RESNETS.RES2_OUT_CHANNELS": 10**6,
+        "MODEL.RESNETS.STEM_OUT_CHANNELS": 10**7,
+        "MODEL.SWIN.EMBED_DIM": 10**6,
+        "MODEL.SWIN.DEPTHS": [2, 2, 10**6, 2],
+        "MODEL.SWIN.NUM_HEADS": [10**6] * 4,
+        "MODEL.SWIN.WINDOW_SIZE": 10**5,
+        "MODEL.SWIN.MLP_RATIO": 1e9,
+        "MODEL.SWIN.PRETRAIN_IMG_SIZE": 10**6,
+        "INPUT.MIN_SIZE_TEST": 12_000,
+        "INPUT.MAX_SIZE_TEST": 10**9,
+        "INPUT.SIZE_DIVISIBILITY": 10**7,
+        "TEST.DETECTIONS_PER_IMAGE": 10**9,
+    }
+    files = {f"{key} {value}": described(nested(key, value)) for key, value in sizes.items()}
+    wide = nested("MODEL.MASK_FORMER", {"HIDDEN_DIM": 8192, "DIM_FEEDFORWARD": 65_536, "DEC_LAYERS": 64})
+    swin = {"BACKBONE": {"NAME": "D2SwinTransformer"}, "SWIN": {"EMBED_DIM": 2048, "DEPTHS": [64] * 4}}
+    resnet = {"RESNETS": {"WIDTH_PER_GROUP": 1024, "NUM_GROUPS": 256, "RES2_OUT_CHANNELS": 1024}}
+    resnet |= {"BACKBONE": {"NAME": "build_resnet_backbone"}}
+    others = {
+        "large together": wide,
+        "a large Swin": {"MODEL": swin},
+        "a large ResNet": {"MODEL": resnet},
+        "many numbers": nested("MODEL.SWIN.DEPTHS", [1] * 5000),
+        "not a number": nested("MODEL.SWIN.MLP_RATIO", float("nan")),
+        "endless": nested("MODEL.SWIN.MLP_RATIO", float("inf")),
+        "unknown key": nested("MODEL.NO_SUCH_KEY", 1),
+        "text for a number": nested("MODEL.MASK_FORMER.HIDDEN_DIM", "wide"),
+        "list for a node": {"MODEL": [1, 2]},
+        "node for a number": nested("MODEL.MASK_FORMER.HIDDEN_DIM.MORE", 1),
+        "null": {"MODEL": None},
+        "base": {"_BASE_": "/etc/passwd"},
+        "escapes": nested("MODEL.\x1b[2J\x1b[31m", 1),
+        "long key": nested("MODEL." + "X" * 100_000, 1),
+        "number for a key": {"MODEL": {7: 8}},
+        "unknown model": nested("MODEL.META_ARCHITECTURE", "\x1b[2JNoSuchModel" * 1000),
+        "unknown backbone": nested("MODEL.BACKBONE.NAME", "no_such_backbone"),
+    }
+    files |= {name: described(config) for name, config in others.items()}
+    texts = {
+        "date": "MODEL: 2026-01-01",
+        "impossible date": "MODEL: 2026-99-99",
+        "set": "MODEL: !!set {a, b}",
+        "binary": "MODEL: !!binary aaaa",
+        "Python": "MODEL: !!python/object/apply:os.system [ls]",
+        "deep": "[" * 5000,
+        "deep maps": "MODEL: " + "{a: " * 900 + "1" + "}" * 900,
+        "aliases": "a: &a [x, x]\nb: &b [*a, *a]\n" + "".join(f"c{i}: &c{i} [*b, *b]\n" for i in range(9)),
+        "its own part": "MODEL: &m [*m]",
+        "tabs": "MODEL:\n\t- x",
+        "list": "[1, 2, 3]",
+        "text": "nothing",
+        "merge": "<<: {MODEL: {MASK_FORMER: {HIDDEN_DIM: 100000000}}}",
+    }
+    return files | {f"YAML: {name}": described(text) for name, text in texts.items()}
+
+
+def cut_short() -> dict[str, bytes]:
+    """A torch file, cut at many places."""
+    whole = saved({"model": {"a": torch.arange(600.0)}, "metadata": {"config": "VERSION: 2"}})
+    return {f"cut after {share} of 24": whole[: len(whole) * share // 24] for share in range(1, 24)}

@@ -2,23 +2,31 @@
 
 import collections
 import json
+import os
 import pickle
 import random
 import re
 import resource
+import struct
 import subprocess
 import sys
 import time
+import zlib
+from pathlib import Path
 
 import hostile_files
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save, save_file
 
-from mask_former.checkpoint import read_checkpoint
+from mask_former.checkpoint import described_config, read_checkpoint
 from mask_former.checkpoint.reading import DamagedFileError, UnsafeFileError
+from mask_former.formats import limit_pixels, picture_size
+from mask_former.prediction.inputs import load_all
 
+DEMO = Path(__file__).parent.parent / "demo"
 REFUSED = (UnsafeFileError, DamagedFileError)
 
 
@@ -161,7 +169,7 @@ def test_damaged_files_are_refused(tmp_path, name):
 READ_ALL = """
 import resource, sys, time
 from pathlib import Path
-from mask_former.checkpoint import read_checkpoint
+from mask_former.checkpoint import described_config, read_checkpoint
 from mask_former.checkpoint.reading import DamagedFileError, UnsafeFileError
 for file in sorted(Path(sys.argv[1]).iterdir()):
     before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
@@ -243,3 +251,129 @@ def test_2000_mutations_of_good_files_load_or_are_refused(tmp_path):
     assert min(outcomes.values()) > 200  # the mutations are neither all fatal nor all harmless
     assert time.monotonic() - start < 120
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20 < 4
+
+
+THROUGH_DOORS = """
+import contextlib, io, json, logging, resource, sys, time
+from pathlib import Path
+import demo
+from mask_former.convert import main as convert
+from mask_former.prediction.predictor import Predictor
+
+def api(file):
+    try:
+        Predictor.from_checkpoint(file, device="cpu")
+    except (ValueError, KeyError) as error:
+        return 1, str(error.args[0])
+    return 0, ""
+
+def program(main, *arguments):
+    with contextlib.redirect_stderr(io.StringIO()) as shown, contextlib.redirect_stdout(io.StringIO()):
+        status = main(list(arguments))
+    return status, shown.getvalue().strip("\\n")
+
+logging.disable(logging.CRITICAL)
+folder = Path(sys.argv[1])
+for number, file in enumerate(sorted(folder.iterdir())):
+    doors = {"API": lambda: api(file)}
+    if number % 2 == 0:
+        doors["inspect"] = lambda: program(convert, "inspect", str(file))
+        doors["demo"] = lambda: program(demo.main, "--weights", str(file), "--input", "x", "--output", "o")
+    for door, call in doors.items():
+        before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
+        status, shown = call()
+        grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+        print(json.dumps([file.name, door, status, shown, grown, time.monotonic() - start]))
+"""
+
+
+def test_no_hostile_file_does_harm_at_any_door(tmp_path):
+    corpus = {
+        f"code {name}": data for name, data in hostile_files.code_runners(str(tmp_path / "ran")).items()
+    }
+    corpus |= {f"damage {name}": data for name, data in hostile_files.damaged().items()}
+    corpus |= {f"cut {name}": data for name, data in hostile_files.cut_short().items()}
+    corpus |= {f"config {name[:60]}": data for name, data in hostile_files.absurd_configurations().items()}
+    assert len(corpus) + len(hostile_files.memory_and_time_takers()) >= 150
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    for number, (name, data) in enumerate(corpus.items()):
+        (folder / f"{number:03d} {re.sub(r'[^a-zA-Z0-9 ]', '_', name)}.pth").write_bytes(data)
+    command = [sys.executable, "-W", "ignore", "-c", THROUGH_DOORS, str(folder)]
+    path = os.pathsep.join([str(DEMO), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": path}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=tmp_path, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    rows = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[")]
+    assert len({row[0] for row in rows}) == len(corpus)
+    assert not (tmp_path / "ran").exists()
+    for name, door, status, shown, megabytes, seconds in rows:
+        # What a file says of its model matters to those that build one.
+        assert status != 0 or (door == "inspect" and " config " in name), (name, door)
+        assert len(shown) - len(str(folder)) <= 300, (name, door, shown)
+        assert shown.isprintable(), (name, door, shown)
+        assert status == 0 or name in shown, (name, door, shown)
+        assert megabytes < 1536, (name, door)
+        assert seconds < 20, (name, door)
+
+
+def test_descriptions_are_checked_and_lose_what_a_terminal_would_obey(tmp_path):
+    metadata = {
+        "class_names": ["sky\x1b[2J", "x" * 10_000],
+        "class_colors": [[1, 2], "red"],
+        "thing_classes": {"a": 1},
+        "license": "free\n\x07" * 1000,
+        "metrics": {"PQ": "high"},
+        "mine": "kept\x1b",
+    }
+    torch.save({"model": {"a": torch.zeros(1)}, "metadata": metadata}, tmp_path / "w.pth")
+    found = read_checkpoint(tmp_path / "w.pth")["metadata"]
+    assert set(found) == {"class_names", "license", "mine"}
+    assert found["class_names"][0] == "sky [2J"
+    assert len(found["class_names"][1]) == 200
+    assert found["license"].isprintable()
+    assert len(found["license"]) == 1000
+    assert found["mine"] == "kept "
+
+
+def bomb(file, side=13_000):
+    """A PNG of side x side black pixels, drawn row by row."""
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    packer = zlib.compressobj(9)
+    rows = b"".join(packer.compress(bytes(side + 1)) for _ in range(side)) + packer.flush()
+    head = struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)
+    parts = chunk(b"IHDR", head), chunk(b"IDAT", rows), chunk(b"IEND", b"")
+    file.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
+
+
+def test_a_folder_with_a_bomb_and_a_pipe_costs_these_alone(tmp_path):
+    bomb(tmp_path / "a.png")
+    os.mkfifo(tmp_path / "b.png")
+    Image.new("RGB", (8, 6)).save(tmp_path / "c.png")
+    (tmp_path / "d.png").symlink_to("/dev/zero")
+    assert (tmp_path / "a.png").stat().st_size < 200_000
+    limit_pixels(89_478_485)
+    errors = []
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    (image,) = load_all(str(tmp_path), errors.append)
+    assert image.name.endswith("c.png")
+    assert ["13000x13000" in str(errors[0]), "INPUT.MAX_PIXELS" in str(errors[0])] == [True, True]
+    assert ["regular file" in str(error) for error in errors] == [False, True, True]
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000
+
+
+def test_the_key_lifts_the_limit_on_pixels_and_a_file_cannot(tmp_path):
+    Image.new("RGB", (30, 20)).save(tmp_path / "a.png")
+    try:
+        limit_pixels(599)
+        with pytest.raises(ValueError, match=r"a\.png .*30x20 pixels, over 599, see INPUT\.MAX_PIXELS"):
+            picture_size(tmp_path / "a.png")
+        limit_pixels(600)
+        assert picture_size(tmp_path / "a.png") == (30, 20)
+        cfg = described_config({"config": "INPUT: {MAX_PIXELS: 0}"})
+        assert cfg.INPUT.MAX_PIXELS == 89_478_485
+    finally:
+        limit_pixels(89_478_485)

@@ -8,8 +8,9 @@ import numpy as np
 import yaml
 from detectron2.config import CfgNode
 
+from mask_former.checkpoint.limits import plain_text, refuse_large
 from mask_former.checkpoint.reading import DamagedFileError, refuse_endless
-from mask_former.config import load_config
+from mask_former.config import leaves, load_config
 
 # Raised when the meaning of an entry changes.
 METADATA_FORMAT = 1
@@ -17,7 +18,7 @@ METADATA_FORMAT = 1
 # files that have them.
 MACHINE_KEYS = (
     *("OUTPUT_DIR", "MODEL.DEVICE", "MODEL.WEIGHTS", "DATALOADER.NUM_WORKERS", "CUDNN_BENCHMARK"),
-    *("DATASETS.PROPOSAL_FILES_TRAIN", "DATASETS.PROPOSAL_FILES_TEST", "DATASETS.FOLDER"),
+    *("DATASETS.PROPOSAL_FILES_TRAIN", "DATASETS.PROPOSAL_FILES_TEST", "INPUT.MAX_PIXELS", "DATASETS.FOLDER"),
 )
 
 
@@ -115,19 +116,19 @@ def described_config(metadata: Mapping[str, Any], file: str | Path = "The file")
         raise ValueError(f"{file} was written by a newer version of mask_former: update it to read the file.")
     try:
         content = yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError) as error:
-        raise DamagedFileError(
-            f"{file} has a configuration in its metadata that is no YAML ({error})."
-        ) from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: of a date
+        reason = plain_text(str(error), 150)
+        raise DamagedFileError(f"{file} has a configuration that is no YAML ({reason}).") from error
     refuse_endless(content, f"configuration ({file})")
     if not isinstance(content, dict):
         return None
     cfg = load_config()
     try:
         cfg.merge_from_other_cfg(_without_machine_keys(CfgNode(content)))
-    except (KeyError, ValueError, AttributeError, TypeError, AssertionError) as error:
+    except (KeyError, ValueError, AttributeError, TypeError, AssertionError, RecursionError) as error:
         raise ValueError(
-            f"{file} describes its model with a configuration that does not fit this version ({error}); "
-            "give a configuration of this version (Predictor.from_config, --config-file)."
+            f"{file} has a configuration that does not fit this version ({plain_text(str(error), 120)}): "
+            "give one that does (Predictor.from_config, --config-file)."
         ) from error
+    refuse_large(leaves(cfg), file)
     return cfg

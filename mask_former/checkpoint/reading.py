@@ -22,6 +22,8 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from mask_former.checkpoint.limits import cleaned, plain_text
+
 # The first bytes of torch's format before zip archives: a pickle of its magic number.
 LEGACY_START = b"\x8a\x0a" + (0x1950A86A20F9469CFC6C).to_bytes(10, "little")
 # Key of a safetensors file's metadata under which ours are kept, as JSON.
@@ -70,9 +72,9 @@ def read_checkpoint(file: str | Path, allow_unsafe: bool = False) -> dict[str, A
         return _as_checkpoint(_read(file, allow_unsafe), file.stat().st_size)
     except UnsafeFileError as error:
         advice = "If you trust its origin, read it without restriction (allow_unsafe=True, --allow-unsafe)."
-        raise UnsafeFileError(f"{file} {_one_line(error)}. {advice}") from error
+        raise UnsafeFileError(f"{file} {plain_text(str(error), MAX_REASON)}. {advice}") from error
     except Exception as error:  # the libraries meet damage in many ways; the file is at fault
-        reason = _one_line(error)
+        reason = plain_text(str(error), MAX_REASON)
         if not isinstance(error, DamagedFileError):
             reason = f"cannot be read ({type(error).__name__}: {reason})"
         raise DamagedFileError(f"{file} {reason}. Fetch or write it again.") from error
@@ -88,14 +90,11 @@ def read_metadata(file: str | Path) -> dict[str, Any]:
         content = torch.load(str(file), map_location="cpu", weights_only=True, mmap=True)
         metadata = content["metadata"]
     except Exception as error:
-        raise DamagedFileError(f"{file} has no metadata that can be read ({_one_line(error)}).") from error
+        raise DamagedFileError(
+            f"{file} has no metadata that can be read ({plain_text(str(error), MAX_REASON)})."
+        ) from error
     refuse_endless(metadata, "metadata")
-    return metadata if isinstance(metadata, dict) else {}
-
-
-def _one_line(error: Exception) -> str:
-    text = "".join(letter if letter.isprintable() else " " for letter in str(error)[: 2 * MAX_REASON])
-    return text if len(text) <= MAX_REASON else f"{text[:MAX_REASON]}..."
+    return cleaned(metadata) if isinstance(metadata, dict) else {}
 
 
 def file_kind(file: Path) -> str:
@@ -166,6 +165,8 @@ def _as_checkpoint(content: Any, size: int) -> dict[str, Any]:
     if not isinstance(data.get("metadata", {}), dict):
         data.pop("metadata")
     refuse_endless(data.get("metadata"), "metadata")
+    if "metadata" in data:
+        data["metadata"] = cleaned(data["metadata"])
     for key in ("model", "state_dict", "blobs"):
         if isinstance(data.get(key), Mapping):
             state = data.pop(key)

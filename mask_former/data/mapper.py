@@ -12,7 +12,7 @@ from detectron2.data import transforms as T
 from detectron2.data.detection_utils import check_image_size
 from detectron2.structures import Instances
 
-from mask_former.formats import read_picture, semantic_label_files
+from mask_former.formats import limit_pixels, read_picture, semantic_label_files
 
 from .augmentations import Augmentations, LabelledPicture, crop_recipe, detr_recipe
 from .labels import VOID, SegmentMap, instance_segments, read_panoptic, read_semantic, split
@@ -36,6 +36,7 @@ PICTURE_PADDING = 128
 
 def build_train_mapper(cfg: CfgNode) -> Mapper:
     """Return the mapper that INPUT.DATASET_MAPPER_NAME names; "default" is Detectron2's own."""
+    limit_pixels(cfg.INPUT.MAX_PIXELS)
     name = cfg.INPUT.DATASET_MAPPER_NAME
     if name in ("", "default"):
         return DatasetMapper(cfg, is_train=True)
@@ -49,6 +50,7 @@ def build_train_mapper(cfg: CfgNode) -> Mapper:
 
 def build_test_mapper(cfg: CfgNode) -> Mapper:
     """Return the mapper for test time: the picture at its test size, and no work on labels."""
+    limit_pixels(cfg.INPUT.MAX_PIXELS)
     return PictureMapper(cfg)
 
 

@@ -244,7 +244,9 @@ def is_out_of_memory(error: Exception) -> bool:
     """Return whether an allocation failed, on a GPU or on the CPU."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    return any(words in str(error) for words in ("can't allocate memory", "not enough memory", "bad_alloc"))
+    # The last is what oneDNN says when it gets no memory.
+    signs = ("can't allocate memory", "not enough memory", "bad_alloc", "could not create a primitive")
+    return any(sign in str(error) for sign in signs)
 
 
 def more_parts(pictures: int, parts: int) -> int:

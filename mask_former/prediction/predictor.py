@@ -22,8 +22,10 @@ from torch import Tensor, nn
 
 from mask_former import model_zoo
 from mask_former.checkpoint import described_config, read_checkpoint, resolve
-from mask_former.checkpoint.fitting import load_weights
+from mask_former.checkpoint.fitting import current_names, load_weights
+from mask_former.checkpoint.limits import plain_text, refuse_disagreement
 from mask_former.config import load_config, merge_opts
+from mask_former.formats import limit_pixels
 from mask_former.inference import ResultRules
 from mask_former.inference.ruled_model import QueryLogits
 from mask_former.modeling.build import as_ruled, build_model
@@ -88,6 +90,7 @@ class Predictor:
         model = as_ruled(model)
         self.model: Any = model.eval() if precision == "plain" else prepare_for_inference(model, precision)
         self.cfg = cfg
+        limit_pixels(cfg.INPUT.MAX_PIXELS)
         self.classes = classes
         self.metadata = metadata or {}
         self.rules = rules_with_options(model.rules, classes, **options)
@@ -188,6 +191,8 @@ class Predictor:
                 "(Predictor.from_config, --config-file); for published weights, the name in the zoo "
                 "(Predictor.from_zoo)."
             )
+        if is_described:
+            refuse_disagreement(cfg, current_names(checkpoint["model"]), file)
         merge_opts(cfg, opts)
         if is_described or len(metadata.get("class_names") or ()) == cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES:
             classes = described_classes(metadata, cfg)
@@ -198,7 +203,14 @@ class Predictor:
             _shown_licences.add(licence)
             logger.info("Licence of the weights %s: %s", file.name, licence)
         needs_things = is_described and cfg.MODEL.MASK_FORMER.TEST.PANOPTIC_ON
-        model = build_model(cfg, device, classes.things if needs_things else classes.things or None)
+        things = classes.things if needs_things else classes.things or None
+        try:
+            model = build_model(cfg, device, things)
+        except (ValueError, KeyError, TypeError, AssertionError, ArithmeticError, RuntimeError) as error:
+            if not is_described:
+                raise
+            reason = plain_text(str(error), 150)
+            raise ValueError(f"{file} describes a model that cannot be built: {reason}") from error
         load_weights(model, checkpoint, str(file))
         return cls(model, cfg, classes, metadata=metadata, **options)
 
