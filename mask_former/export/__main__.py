@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mask_former.config import load_config
 from mask_former.export.graph import export
-from mask_former.export.parity import Bounds, print_report, verify
+from mask_former.export.parity import Bounds, print_report, read_pictures, verify
 from mask_former.export.quantization import quantize
 from mask_former.export.speed import measure, print_times
 from mask_former.modeling.build import build_model
@@ -88,6 +88,8 @@ def build_predictor(arguments: argparse.Namespace) -> Predictor:
 
 def run(arguments: argparse.Namespace) -> int:
     """Export, quantise and verify as the arguments say; return the exit status."""
+    if arguments.verify is not None:
+        read_pictures(arguments.verify, limit=1)  # before the export, which takes long
     predictor = build_predictor(arguments)
     size = None if arguments.size is None else tuple(arguments.size)
     if arguments.int8:
