@@ -203,12 +203,16 @@ def open_output(
     from mask_former.prediction.writing import ResultWriter
 
     if output is None or (output.suffix.lower() in PICTURE_SUFFIXES and not output.is_dir()):
-        from display import Window, write_picture
+        from display import Window
 
         if output is not None:
             check_single_file(output, kinds, files)
-            output.parent.mkdir(parents=True, exist_ok=True)
-            return lambda result: write_picture(result.draw(**drawing), output)
+
+            def save(result: Result) -> bool:
+                result.save(output, **drawing)
+                return True
+
+            return save
         window = stack.enter_context(Window())
         return lambda result: window.show(result.draw(**drawing))
     output.mkdir(parents=True, exist_ok=True)

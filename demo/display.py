@@ -1,28 +1,16 @@
-"""Windows, and pictures in the format that the name of their file says."""
+"""Windows."""
 
 import os
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
-
-from mask_former.formats import replacing
 
 WINDOW_TITLE = "MaskFormer"
 ESCAPE_KEY = 27
-
-
-def write_picture(pixels: NDArray[np.uint8], file: Path) -> bool:
-    """Write a picture (H, W, 3) RGB in the format of the file's suffix, and return True."""
-    Image.init()  # fills the table of suffixes
-    with replacing(file) as partial:
-        Image.fromarray(pixels).save(partial, Image.EXTENSION[file.suffix.lower()])
-    return True
 
 
 class Window:

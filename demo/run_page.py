@@ -1,15 +1,18 @@
-"""Write one page about a run: scores, curves, pictures, video.
+"""Write one page about a run: scores, curves, mistakes, pictures, and how it was made.
 
     python demo/run_page.py OUTPUT_DIR
 
-The page (index.html in that folder) is one file without scripts that refers to no other file, so it opens
-from disk and can be mailed. It shows what it finds in the folder:
+The page (index.html in that folder) is one file without scripts that loads no other file, so it opens from
+disk and can be mailed. It shows what it finds in the folder:
 
     metrics.json                                   losses and scores, as training and evaluation write them
-    config.yaml                                    the configuration
+    run.json, recipe.yaml or config.yaml           command, date, machine; the configuration
     gallery/NAME_{picture,truth,prediction}.png    rows of pictures; any of the three may be missing
-    samples/                                       pictures that evaluation has drawn
+    gallery/gallery.json                           their scores and classes; which classes are mistaken
+    samples/                                       pictures that evaluation has drawn, if there is no gallery
     *.mp4, *.avi, *.mkv, *.mov                     videos, shown as animated pictures
+
+With --pictures N the gallery is drawn anew first, by the weights of the run: N pictures of its test set.
 """
 
 import argparse
@@ -18,28 +21,29 @@ import io
 import json
 import logging
 import math
-import string
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from html import escape
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import yaml
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 from PIL import Image
-from video_files import VIDEO_SUFFIXES, VideoReader
 
 from mask_former.formats import replacing
+from mask_former.prediction.video import VIDEO_SUFFIXES, VideoReader
 
 logger = logging.getLogger("mask_former.demo")
 
 PAGE = "index.html"
 TEMPLATE = Path(__file__).with_suffix(".html")
+RECIPES = ("recipe.yaml", "config.yaml")
 PANELS = ("picture", "truth", "prediction")
 # Largest side of what is shown, in pixels.
-PICTURE_SIDE = 420
+PICTURE_SIDE = 640
 MOST_ROWS = 24
 # Of a longer video only every n-th frame is shown, so that there are about this many.
 VIDEO_FRAMES_SHOWN = 48
@@ -65,7 +69,7 @@ CURVES = {
     "Total loss": {"total_loss": "total"},
     "Losses of the last layer": {"loss_ce": "class", "loss_mask": "mask", "loss_dice": "dice"},
     "Learning rate": {"lr": "rate"},
-    "Scores": {"panoptic_seg/PQ": "PQ", "sem_seg/mIoU": "mIoU", "segm/AP": "mask AP"},
+    "Validation scores": {"panoptic_seg/PQ": "PQ", "sem_seg/mIoU": "mIoU", "segm/AP": "mask AP"},
 }
 # Readable on the light and on the dark page.
 CHART_STYLE: Any = {
@@ -104,76 +108,75 @@ def write_page(folder: str | Path) -> Path:
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is no folder, expected the OUTPUT_DIR of a run.")
     records = read_metrics(folder / "metrics.json")
-    scores = latest_scores(records)
-    sections = {
-        "Scores": _tiles(scores),
-        "Classes": _class_table(scores),
-        "Curves": _grid(_chart(title, metrics, records) for title, metrics in CURVES.items()),
-        "Pictures": _gallery(folder / "gallery") or _samples(folder / "samples"),
-        "Video": _grid(_animation(p) for p in sorted(folder.iterdir()) if p.suffix.lower() in VIDEO_SUFFIXES),
+    scores, gallery = latest_scores(records), _read_json(folder / "gallery" / "gallery.json") or {}
+    rows = _gallery_rows(folder / "gallery", gallery)
+    videos = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in VIDEO_SUFFIXES]
+    shown = {
+        "tiles": [(scores[key], *words) for key, words in HEADLINES.items() if key in scores],
+        "charts": [chart for title, keys in CURVES.items() if (chart := _chart(title, keys, records))],
+        "classes": _class_table(scores),
+        "rows": rows,
+        "samples": [] if rows else _samples(folder / "samples"),
+        "videos": [video for path in videos if (video := _animation(path))],
     }
-    body = "".join(f"<h2>{title}</h2>{content}" for title, content in sections.items() if content)
-    if not body:
+    if not any(shown.values()):
         raise ValueError(
             f"{folder} holds nothing to show: expected metrics.json, gallery/, samples/ or a video of a run. "
             "Give the OUTPUT_DIR of a training or of `make demo`."
         )
-    template = string.Template(TEMPLATE.read_text())
-    title = escape(f"{folder.resolve().name}: MaskFormer")
+    template = jinja2.Template(TEMPLATE.read_text(), autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    recipe = next((p for name in RECIPES if (p := folder / name).is_file()), None)
     page = folder / PAGE
     with replacing(page) as partial:
-        summary = _summary(folder / "config.yaml", records)
-        partial.write_text(template.substitute(title=title, summary=summary, body=body), encoding="utf-8")
+        text = template.render(
+            title=f"{folder.resolve().name}: MaskFormer",
+            gallery=gallery,
+            names=sorted({name for row in rows for name in row["classes"]}),
+            starts=[_start_facts(entry) for entry in _read_json(folder / "run.json") or []],
+            recipe=recipe and (recipe.name, recipe.read_text(encoding="utf-8")),
+            **_summary(folder / "config.yaml", records),
+            **shown,
+        )
+        partial.write_text(text, encoding="utf-8")
     return page
 
 
-def _summary(config_file: Path, records: Sequence[Mapping[str, float]]) -> str:
-    """Return one line about model, data and length of the run."""
+def _summary(config_file: Path, records: Sequence[Mapping[str, float]]) -> dict[str, Any]:
+    """Return one line about model, data and length of the run, and whether it knows drawn shapes only."""
     try:
         config = yaml.safe_load(config_file.read_text()) or {}
     except (OSError, yaml.YAMLError):
         config = {}
     model, solver = config.get("MODEL", {}), config.get("SOLVER", {})
+    sets = config.get("DATASETS", {}).get("TRAIN", ())
     facts = []
     if "SEM_SEG_HEAD" in model:
         facts.append(f"{model['META_ARCHITECTURE']}, {model['SEM_SEG_HEAD']['NUM_CLASSES']} classes")
-    if "DATASETS" in config:
-        facts.append(f"trained on {', '.join(config['DATASETS']['TRAIN'])}")
+    if sets:
+        facts.append(f"trained on {', '.join(sets)}")
     steps = [int(record["iteration"]) for record in records if "total_loss" in record]
     if steps and "MAX_ITER" in solver:
         batch = solver["IMS_PER_BATCH"]
         facts.append(f"{steps[-1] + 1} of {solver['MAX_ITER']} iterations of {batch} pictures")
-    return f"<p>{escape('; '.join(facts))}</p>" if facts else ""
+    return {"summary": "; ".join(facts), "is_of_shapes": any(name.startswith("shapes_") for name in sets)}
 
 
-def _tiles(scores: Mapping[str, float]) -> str:
-    tiles = [
-        f'<div class="tile"><b>{scores[key]:.1f}</b>{name} <span class="dim">{meaning}</span></div>'
-        for key, (name, meaning) in HEADLINES.items()
-        if key in scores
-    ]
-    return f'<div class="tiles">{"".join(tiles)}</div>' if tiles else ""
+def _start_facts(entry: Mapping[str, Any]) -> dict[str, str]:
+    """Return what a start of the run has recorded, see `engine.record`, for people to read."""
+    seconds = entry["seconds"]
+    duration = "unknown, since it was killed" if seconds is None else str(timedelta(seconds=round(seconds)))
+    facts = {"command": entry["command"], "date": entry["started"], "duration": duration}
+    return facts | {key: entry[key] for key in ("hardware", "version", "commit") if entry[key]}
 
 
-def _class_table(scores: Mapping[str, float]) -> str:
-    """Return a row for each class, the best first; folded if there are many."""
-    of_class = [
-        tuple(key.split("-", 1)) for key in scores if key.split("-", 1)[0] in CLASS_COLUMNS and "-" in key
-    ]
-    columns = [key for key in CLASS_COLUMNS if any(key == column for column, _ in of_class)]
-    if not columns:
-        return ""
-    rows = []
-    names = dict.fromkeys(name for _, name in of_class)
-    for name in sorted(names, key=lambda name: -scores.get(f"{columns[0]}-{name}", -1.0)):
-        cells = [f"{scores[f'{key}-{name}']:.1f}" if f"{key}-{name}" in scores else "" for key in columns]
-        cells[0] += f'<meter min="0" max="100" value="{cells[0]}"></meter>' if cells[0] else ""
-        rows.append("".join(f"<td>{cell}</td>" for cell in (escape(name), *cells)))
-    heads = "".join(f"<th>{head}</th>" for head in ("class", *(CLASS_COLUMNS[key] for key in columns)))
-    body = "".join(f"<tr>{row}</tr>" for row in rows)
-    table = f"<table><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table>"
-    is_long = len(rows) > MOST_ROWS
-    return f"<details><summary>{len(rows)} classes</summary>{table}</details>" if is_long else table
+def _class_table(scores: Mapping[str, float]) -> dict[str, Any]:
+    """Return headings, and for each class, the best first, its name and its scores (None: no such score)."""
+    split = [tuple(key.split("-", 1)) for key in scores if "-" in key]
+    keys = [key for key in CLASS_COLUMNS if any(key == column for column, _ in split)]
+    names = dict.fromkeys(name for column, name in split if column in keys)
+    rows = [(name, [scores.get(f"{key}-{name}") for key in keys]) for name in names]
+    rows.sort(key=lambda row: -1.0 if row[1][0] is None else row[1][0], reverse=True)
+    return {"heads": [CLASS_COLUMNS[key] for key in keys], "rows": rows} if rows else {}
 
 
 def curve_figure(metrics: Mapping[str, str], records: Sequence[Mapping[str, float]]) -> Figure | None:
@@ -193,73 +196,101 @@ def curve_figure(metrics: Mapping[str, str], records: Sequence[Mapping[str, floa
         return figure
 
 
-def _chart(title: str, metrics: Mapping[str, str], records: Sequence[Mapping[str, float]]) -> str:
+def _chart(
+    title: str, metrics: Mapping[str, str], records: Sequence[Mapping[str, float]]
+) -> tuple[str, str] | None:
     figure, buffer = curve_figure(metrics, records), io.BytesIO()
     if figure is None:
-        return ""
+        return None
     with rc_context(CHART_STYLE):
         figure.savefig(buffer, format="svg", transparent=True)
-    return _figure(buffer.getvalue(), "svg+xml", title)
+    return title, _address(buffer.getvalue(), "svg+xml")
 
 
-def _gallery(folder: Path) -> str:
-    """Return rows of picture, truth and prediction, by the names of the files."""
-    rows: dict[str, dict[str, Path]] = {}
+def _gallery_rows(folder: Path, gallery: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return rows of picture, truth and prediction by the names of the files, as `gallery` describes them."""
+    files: dict[str, dict[str, Path]] = {}
     for path in sorted(folder.glob("*")):
         name, _, panel = path.stem.rpartition("_")
         if panel in PANELS and path.suffix.lower() in PICTURE_SUFFIXES:
-            rows.setdefault(name, {})[panel] = path
-    return "".join(
-        f'<div class="row">{"".join(_picture(row[panel], panel) for panel in PANELS if panel in row)}</div>'
-        for row in list(rows.values())[:MOST_ROWS]
-    )
+            files.setdefault(name, {})[panel] = path
+    described = {row["file"]: row for row in gallery.get("rows", ())}
+    return [
+        {
+            **{"title": name, "group": "", "score": None, "classes": []},
+            **described.get(name, {}),
+            "panels": [(panel, *_picture(paths[panel])) for panel in PANELS if panel in paths],
+        }
+        for name, paths in list(files.items())[:MOST_ROWS]
+    ]
 
 
-def _samples(folder: Path) -> str:
-    """Return the pictures of a folder, each by itself."""
+def _samples(folder: Path) -> list[tuple[str, str]]:
+    """Return name and address of the pictures of a folder."""
     pictures = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in PICTURE_SUFFIXES]
-    return "".join(_picture(path, path.stem, 3 * PICTURE_SIDE) for path in pictures[-MOST_ROWS:])
+    return [(path.stem, _picture(path, 3 * PICTURE_SIDE)[0]) for path in pictures[-MOST_ROWS:]]
 
 
-def _picture(path: Path, caption: str, side: int = PICTURE_SIDE) -> str:
+def _picture(path: Path, side: int = PICTURE_SIDE) -> tuple[str, tuple[int, int]]:
+    """Return address and size of a picture, no larger than `side`."""
     with Image.open(path) as picture:
         shown = picture.convert("RGB")
     shown.thumbnail((side, side))
-    return _figure(_webp(shown, quality=85), "webp", caption)
+    return _webp(shown, quality=85), shown.size
 
 
-def _animation(path: Path) -> str:
-    """Return a video as an animated picture, which browsers show whatever the video's codec."""
+def _animation(path: Path) -> tuple[str, str] | None:
+    """Return caption and address of a video as an animated picture, which any browser shows."""
     try:
         with VideoReader(path) as video:
             step = max(1, math.ceil(video.frames / VIDEO_FRAMES_SHOWN))
             frames = [Image.fromarray(frame) for number, frame in enumerate(video) if number % step == 0]
     except ValueError as error:
         logger.warning("%s It is left out of the page.", error)
-        return ""
+        return None
     frames = frames[: 2 * VIDEO_FRAMES_SHOWN]  # of a file that does not state its number of frames
     for frame in frames:
         frame.thumbnail((PICTURE_SIDE, PICTURE_SIDE))
     pause = round(1000 * step / video.rate)
-    data = _webp(frames[0], save_all=True, append_images=frames[1:], duration=pause, loop=0)
-    return _figure(data, "webp", f"{path.name}: {video.frames} frames at {video.rate:g} per second")
+    caption = f"{path.name}: {video.frames} frames at {video.rate:g} per second"
+    return caption, _webp(frames[0], save_all=True, append_images=frames[1:], duration=pause, loop=0)
 
 
-def _webp(picture: Image.Image, **options: Any) -> bytes:
+def _webp(picture: Image.Image, **options: Any) -> str:
     buffer = io.BytesIO()
     picture.save(buffer, "WEBP", **options)
-    return buffer.getvalue()
+    return _address(buffer.getvalue(), "webp")
 
 
-def _figure(data: bytes, form: str, caption: str) -> str:
-    source = f"data:image/{form};base64,{base64.b64encode(data).decode('ascii')}"
-    text = escape(caption, quote=True)
-    return f'<figure><img src="{source}" alt="{text}"><figcaption>{text}</figcaption></figure>'
+def _address(data: bytes, form: str) -> str:
+    return f"data:image/{form};base64,{base64.b64encode(data).decode('ascii')}"
+
+
+def _read_json(path: Path) -> Any:
+    """Return the content of a file that a run has left, None without it."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValueError:
+        logger.warning("%s is no JSON file; it is left out of the page.", path)
+        return None
 
 
 def _grid(figures: Iterable[str]) -> str:
     content = "".join(figures)
     return f'<div class="wide">{content}</div>' if content else ""
+
+
+def _draw_gallery(folder: Path, count: int) -> None:
+    from gallery import write_gallery
+
+    from mask_former.config import load_config
+
+    weights = [folder / name for name in ("model_best.pth", "model_final.pth") if (folder / name).is_file()]
+    if not weights:
+        raise FileNotFoundError(f"{folder} has no model_best.pth or model_final.pth to draw pictures with.")
+    write_gallery(folder, weights[0], load_config(folder / "config.yaml"), count)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -268,11 +299,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("folder", type=Path, metavar="OUTPUT_DIR", help="folder of a run")
+    pictures_help = "draw so many pictures of the test set first, with the weights of the run"
+    parser.add_argument("--pictures", type=int, default=0, metavar="N", help=pictures_help)
     arguments = parser.parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     try:
+        if arguments.pictures > 0:
+            _draw_gallery(arguments.folder, arguments.pictures)
         page = write_page(arguments.folder)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, KeyError) as error:
         sys.stderr.write(f"error: {error}\n")
         return 1
     sys.stdout.write(f"{page}\n")

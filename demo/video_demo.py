@@ -15,7 +15,7 @@ from display import Window
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 from tqdm import tqdm
-from video_files import VIDEO_SUFFIXES, VideoReader, VideoWriter
+from video_files import VideoWriter
 
 from mask_former.prediction.classes import Color
 from mask_former.prediction.drawing import segment_colors, shade
@@ -23,6 +23,7 @@ from mask_former.prediction.inputs import InputImage
 from mask_former.prediction.predictor import Predictor
 from mask_former.prediction.results import Result
 from mask_former.prediction.values import segments_of_map
+from mask_former.prediction.video import VIDEO_SUFFIXES, VideoReader
 from mask_former.prediction.writing import ResultWriter
 
 logger = logging.getLogger("mask_former.demo")

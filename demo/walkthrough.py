@@ -5,7 +5,7 @@ continues.
 
     model_final.pth, metrics.json, ...   as training writes them
     predictions/                         overlays, label maps, panoptic and COCO files, a table
-    gallery/                             picture, truth and prediction, for the page
+    gallery/                             picture, truth and prediction: the worst, the best and others
     shapes_video.mp4                     the video with predictions over it
     index.html                           the page
 """
@@ -16,16 +16,13 @@ import json
 import logging
 import os
 import shlex
-import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from itertools import islice
+from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog
-from PIL import Image
+from gallery import write_gallery
 from run_page import latest_scores, read_metrics, write_page
 from tabulate import tabulate
 from video_demo import predict_video
@@ -34,19 +31,15 @@ from demo import build_predictor
 from mask_former.checkpoint import flat_metrics
 from mask_former.config import load_config
 from mask_former.data.datasets import datasets_root
-from mask_former.engine import argument_parser as train_arguments
+from mask_former.engine import RunOptions
 from mask_former.engine import main as train_or_evaluate
-from mask_former.engine.sample_pictures import truth_of
 from mask_former.formats import replacing
-from mask_former.prediction.writing import KINDS, ResultWriter
 
 CONFIG_FILE = "configs/shapes/maskformer_panoptic.yaml"
 OUTPUT = Path("output/demo")
 # Which steps are done, and with which weights.
 STATE = "walkthrough.json"
 WEIGHTS = "model_final.pth"
-# Small pictures are drawn larger, so that names can be read.
-DRAWN_SIDE = 320
 # An interrupted training repeats at most this many iterations.
 CHECKPOINT_PERIOD = 250
 
@@ -58,7 +51,7 @@ def walk(config_file: str, output: Path, pictures: int = 12, opts: Sequence[str]
     output.mkdir(parents=True, exist_ok=True)
     _train(config_file, cfg, opts)
     _say(_score_table(latest_scores(read_metrics(output / "metrics.json"))))
-    _once(output, f"{pictures} pictures", lambda: _predict_gallery(cfg, output, pictures))
+    _once(output, f"{pictures} pictures", lambda: write_gallery(output, output / WEIGHTS, cfg, pictures))
     video = datasets_root() / "shapes" / "shapes_video.mp4"
     if video.is_file():
         _once(output, f"video {video.name}", lambda: _predict_video(output, video))
@@ -68,18 +61,17 @@ def walk(config_file: str, output: Path, pictures: int = 12, opts: Sequence[str]
 def _train(config_file: str, cfg: CfgNode, opts: Sequence[str]) -> None:
     """Train to the end and evaluate, continue that, or do nothing if it is done."""
     output = Path(cfg.OUTPUT_DIR)
-    arguments = train_arguments().parse_args(["--config-file", str(config_file), "--resume", *opts])
+    options = RunOptions(config_file=str(config_file), opts=opts, resume=True)
     last = cfg.SOLVER.MAX_ITER - 1
     records = read_metrics(output / "metrics.json")
     is_trained = any("total_loss" in r and r["iteration"] >= last for r in records)
     if not (is_trained and (output / WEIGHTS).is_file()):
         _say(f"Training, {cfg.SOLVER.MAX_ITER} iterations ...")
-        train_or_evaluate(arguments)
+        train_or_evaluate(options)
         records = read_metrics(output / "metrics.json")
     if not latest_scores(r for r in records if r["iteration"] >= last):  # interrupted before evaluation
-        arguments.resume, arguments.eval_only = False, True
-        arguments.opts = [*opts, "MODEL.WEIGHTS", str(output / WEIGHTS)]
-        record = {"iteration": cfg.SOLVER.MAX_ITER, **flat_metrics(train_or_evaluate(arguments))}
+        options = replace(options, resume=False, eval_only=True, weights=str(output / WEIGHTS))
+        record = {"iteration": cfg.SOLVER.MAX_ITER, **flat_metrics(train_or_evaluate(options))}
         with (output / "metrics.json").open("a") as file:
             file.write("\n" + json.dumps(record) + "\n")
 
@@ -95,28 +87,6 @@ def _once(output: Path, step: str, action: Callable[[], None]) -> None:
     action()
     with replacing(state_file) as partial:
         partial.write_text(json.dumps({**state, step: stamp}) + "\n")
-
-
-def _predict_gallery(cfg: CfgNode, output: Path, count: int) -> None:
-    """Predict on the first validation pictures; write files of all kinds, and rows for the page."""
-    gallery = output / "gallery"
-    for folder in (gallery, output / "predictions"):
-        shutil.rmtree(folder, ignore_errors=True)
-    gallery.mkdir()
-    entries = list(islice(DatasetCatalog.get(cfg.DATASETS.TEST[0]), count))
-    predictor = build_predictor(weights=str(output / WEIGHTS), kinds=KINDS)
-    results = predictor.stream([entry["file_name"] for entry in entries], batch_size=4)
-    scale = max(1.0, DRAWN_SIDE / max(entries[0]["height"], entries[0]["width"]))
-    with ResultWriter(output / "predictions", KINDS, predictor.classes, scale=scale) as writer:
-        for entry, result in zip(entries, results, strict=True):
-            assert result.image is not None
-            writer.write(result)
-            predicted = result.draw(scale=scale)
-            picture = np.asarray(Image.fromarray(result.image).resize(predicted.shape[1::-1]))
-            truth = truth_of(dict(entry), result, "panoptic").draw(result.image, scale=scale)
-            panels = {"picture": picture, "truth": truth, "prediction": predicted}
-            for panel, pixels in panels.items():
-                Image.fromarray(pixels).save(gallery / f"{Path(entry['file_name']).stem}_{panel}.png")
 
 
 def _predict_video(output: Path, video: Path) -> None:
@@ -137,18 +107,17 @@ def _score_table(scores: Mapping[str, float]) -> str:
     return tabulate(rows, headers=["", "all", "things", "stuff"], tablefmt="simple", floatfmt=".1f")
 
 
-def _next_steps(output: Path, config_file: str) -> str:
-    python, config_file = shlex.quote(os.path.relpath(sys.executable)), shlex.quote(config_file)
-    weights = shlex.quote(str(output / WEIGHTS))
+def _next_steps(output: Path) -> str:
+    python, weights = shlex.quote(os.path.relpath(sys.executable)), shlex.quote(str(output / WEIGHTS))
     return f"""
 Look at {output / "index.html"} (open it in a browser), and at the files in {output / "predictions"}.
 
-Next, your own pictures, your own video, and training on data of your own (datasets/README.md has my_data.py):
+Next, your own pictures, your own video, and a model of your own data (docs/own-data.md). The model of the
+demo knows shapes and nothing else: it sees shapes in photographs, too.
 
   {python} demo/demo.py --weights {weights} --input PICTURES --output results --save overlay,labels,csv
   {python} demo/demo.py --weights {weights} --video-input VIDEO.mp4 --output results
-  {python} train_net.py --config-file {config_file} --import my_data DATASETS.TRAIN "('town_train',)" \\
-      DATASETS.TEST "('town_val',)" MODEL.SEM_SEG_HEAD.NUM_CLASSES 2 MODEL.WEIGHTS {weights}
+  {python} train_net.py --data FOLDER --weights {weights}
 """
 
 
@@ -182,7 +151,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (OSError, ValueError, KeyError) as error:
         sys.stderr.write(f"error: {error.args[0] if isinstance(error, KeyError) else error}\n")
         return 1
-    _say(_next_steps(arguments.output, arguments.config_file))
+    _say(_next_steps(arguments.output))
     return 0
 
 

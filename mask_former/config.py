@@ -6,6 +6,7 @@ declares keep Detectron2's meaning and are not repeated here, except where the p
 
 import copy
 import difflib
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,20 @@ from detectron2.config import CfgNode as CN
 from detectron2.config import get_cfg
 from detectron2.projects.deeplab import add_deeplab_config
 
+# Where configurations lie: in an installed package, in a checkout.
+CONFIG_FOLDERS = (Path(__file__).parent / "configs", Path(__file__).parent.parent / "configs")
+
 # Key -> published default.
 DEFAULTS: dict[str, Any] = {
+    # A user's own data (train_net.py --data writes these): folder whose splits are registered as
+    # <folder name>_train, ..., for DATASETS.TRAIN and TEST; empty: none.
+    "DATASETS.FOLDER": "",
+    # Its layout, a name of data/own/dataset.py: LAYOUTS; empty: the one that fits.
+    "DATASETS.LAYOUT": "",
+    # Chooses the pictures for validation, where the folder itself has none.
+    "DATASETS.SPLIT_SEED": 0,
+    # Leave out pictures whose files or labels have faults, instead of stopping.
+    "DATASETS.IGNORE_FAULTS": False,
     # Recipe of the training mapper (data/mapper.py): "mask_former_semantic", "mask_former_panoptic",
     # "mask_former_instance" (resize, crop, colour, flip) or "detr_panoptic" (flip, resize, and with
     # probability one half a crop between two resizes).
@@ -34,6 +47,13 @@ DEFAULTS: dict[str, Any] = {
     "SOLVER.WEIGHT_DECAY_EMBED": 0.0,
     # Factor on the learning rate of every parameter of the backbone.
     "SOLVER.BACKBONE_MULTIPLIER": 0.1,
+    # Further factor on the rate of a backbone's layer for each layer behind it: 0.8 or 0.9 is usual for
+    # transformers. 1.0: the same rate for all. For backbones of timm and Swin.
+    "SOLVER.LAYER_DECAY": 1.0,
+    # Decay of a moving average of the weights over the steps; 0.999 is usual. All checkpoints then hold the
+    # average as the model, and the trained weights beside it for --resume; evaluations score both, those as
+    # `_raw`. 0: no average.
+    "SOLVER.EMA_DECAY": 0.0,
     # Gradient accumulation: each step draws IMS_PER_BATCH pictures in this many equal parts, one after
     # the other, and gives the gradient of the whole batch.
     "SOLVER.ACCUMULATE": 1,
@@ -41,6 +61,12 @@ DEFAULTS: dict[str, Any] = {
     # the rest in the backward pass. Same gradients, less memory, more time (docs/performance.md).
     # MODEL.SWIN.USE_CHECKPOINT, the published name, means the same.
     "SOLVER.RECOMPUTE_ACTIVATIONS": False,
+    # Steps in a row that are skipped because their loss or gradient is not finite, before the run stops. No
+    # such step changes a weight. The overflows that a float16 gradient scaler works with do not count.
+    "SOLVER.SKIP_NOT_FINITE": 0,
+    # Records of failed steps for `python -m mask_former.replay`, that each process keeps under
+    # OUTPUT_DIR/failed_steps; one takes about three times the size of the weights. 0: none.
+    "SOLVER.FAILED_STEPS_KEPT": 2,
     # Type of automatic mixed precision when SOLVER.AMP.ENABLED: "float16" (with a gradient scaler) or
     # "bfloat16" (without).
     "SOLVER.AMP.DTYPE": "float16",
@@ -92,6 +118,12 @@ DEFAULTS: dict[str, Any] = {
     "MODEL.MASK_FORMER.TEST.OVERLAP_THRESHOLD": 0.0,
     # Resize mask logits, not class scores, to the size of the original picture.
     "MODEL.MASK_FORMER.TEST.SEM_SEG_POSTPROCESSING_BEFORE_INFERENCE": False,
+    # What of the pretrained backbone stays fixed, in evaluation mode and without gradients: "none"; "norms"
+    # (scales and running statistics); "stages N" (the stem and the first N stages; in plain transformers,
+    # quarters of the blocks); "all". What is new in a backbone, such as the pyramid of a plain transformer,
+    # learns always. What MODEL.BACKBONE.FREEZE_AT (ResNet; Detectron2's default is 2) and
+    # MODEL.SWIN.FROZEN_STAGES freeze is frozen as well; "stages N" is FREEZE_AT N+1, and FROZEN_STAGES N.
+    "MODEL.BACKBONE.FREEZE": "none",
     # Swin backbone (modeling/swin.py), registered as "D2SwinTransformer".
     # Side in pixels of the pre-training pictures; sets the size of the absolute position table if APE.
     "MODEL.SWIN.PRETRAIN_IMG_SIZE": 224,
@@ -115,6 +147,17 @@ DEFAULTS: dict[str, Any] = {
     "MODEL.SWIN.USE_CHECKPOINT": False,
     # Stages whose parameters stay fixed: -1 none, 0 the patch embedding, n that and the first n stages.
     "MODEL.SWIN.FROZEN_STAGES": -1,
+    # Backbone of timm (modeling/timm_backbone.py), registered as "build_timm_backbone". MODEL.PIXEL_MEAN and
+    # _STD are those of timm's record of the net, unless they differ from Detectron2's defaults.
+    # Name of the net, with or without the tag of its weights.
+    "MODEL.TIMM.NAME": "",
+    # Stochastic depth. 0: none, for nets that have no such option.
+    "MODEL.TIMM.DROP_PATH_RATE": 0.0,
+    # Maps to give, of strides 4 to 32; what none of them needs is not built.
+    "MODEL.TIMM.OUT_FEATURES": ["res2", "res3", "res4", "res5"],
+    # The network that --eval-only scores: "plain", as it is trained; "float32", prepared for inference, which
+    # differs by rounding; "bfloat16"; or "auto", see modeling/preparation.py.
+    "TEST.PRECISION": "float32",
     # Metric by which the best checkpoint is kept as model_best.pth, as "task/name" (for example
     # "panoptic_seg/PQ"); higher is better. Empty: no best checkpoint.
     "TEST.BEST_METRIC": "",
@@ -163,6 +206,21 @@ def available_device(wanted: str) -> str:
     return wanted
 
 
+def find_config(name: str | Path) -> str:
+    """Return the path of a configuration: the file `name`, else the one of that name in `configs/`."""
+    relative = str(name).removeprefix("configs/")
+    candidates = [Path(name).expanduser(), *(folder / relative for folder in CONFIG_FOLDERS)]
+    path = next((path for path in candidates if path.is_file()), None)
+    if path is not None or "://" in str(name):  # an address, which Detectron2 opens
+        return str(path or name)
+    known = sorted({str(f.relative_to(folder)) for folder in CONFIG_FOLDERS for f in folder.rglob("*.yaml")})
+    close = difflib.get_close_matches(relative, known, n=3) or ["shapes/maskformer_panoptic.yaml"]
+    raise FileNotFoundError(
+        f"{name} is neither a file nor one of the {len(known)} configurations that come with mask_former, "
+        f"such as {', '.join(close)}."
+    )
+
+
 def load_config(
     config_file: str | Path | None = None,
     opts: Sequence[str] = (),
@@ -171,7 +229,7 @@ def load_config(
     """Return the configuration of a YAML file with `KEY VALUE` overrides, on a device that exists.
 
     Args:
-        config_file: YAML in Detectron2's form, `_BASE_` included; None gives the defaults.
+        config_file: YAML in Detectron2's form, `_BASE_` included, see `find_config`; None: the defaults.
         opts: `[key, value, key, value, ...]`, as a command line has them.
         allow_unsafe_yaml: accept Python tags, which can run code; some files published elsewhere have them.
     """
@@ -180,7 +238,7 @@ def load_config(
     add_mask_former_config(cfg)
     if config_file is not None:
         try:
-            cfg.merge_from_file(str(config_file), allow_unsafe=allow_unsafe_yaml)
+            cfg.merge_from_file(find_config(config_file), allow_unsafe=allow_unsafe_yaml)
         except yaml.constructor.ConstructorError as error:
             raise ValueError(
                 f"{config_file} needs Python tags in YAML, which can run code ({error.problem}). "
@@ -205,6 +263,12 @@ def merge_opts(cfg: CN, opts: Sequence[Any]) -> None:
             hint = f"did you mean {close[0]}?" if close else "see mask_former/config.py and Detectron2's."
             raise ValueError(f"{key} is no configuration key; {hint}")
     cfg.merge_from_list(list(opts))
+
+
+def leaves(cfg: CN) -> dict[str, Any]:
+    """Return every value of a configuration by its full key; tuples as lists, as YAML has them."""
+    values = {key: value for key, value in _items(cfg) if not isinstance(value, CN)}
+    return json.loads(json.dumps(values))
 
 
 def _items(cfg: CN, prefix: str = "") -> Iterator[tuple[str, Any]]:

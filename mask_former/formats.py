@@ -2,6 +2,7 @@
 
 import colorsys
 import glob
+import io
 import json
 import os
 import time
@@ -113,20 +114,32 @@ def encode_mask(mask: NDArray[np.bool_]) -> dict[str, Any]:
 
 def decode_mask(run_lengths: Mapping[str, Any]) -> NDArray[np.bool_]:
     """Return the mask (H, W) of COCO's run lengths, compressed or a plain list of numbers."""
-    if isinstance(run_lengths["counts"], list):
-        run_lengths = pycocotools.mask.frPyObjects(dict(run_lengths), *run_lengths["size"])
-    return pycocotools.mask.decode(dict(run_lengths)).astype(bool)
+    return pycocotools.mask.decode(run_lengths_of(run_lengths, *run_lengths["size"])).astype(bool)
 
 
 def draw_polygons(
     polygons: Sequence[Sequence[float] | NDArray], height: int, width: int
 ) -> NDArray[np.bool_]:
     """Return the mask (H, W) that COCO's polygons x1, y1, x2, y2, ... cover; they may reach beyond it."""
-    parts = pycocotools.mask.frPyObjects([list(polygon) for polygon in polygons], height, width)
-    return pycocotools.mask.decode(pycocotools.mask.merge(parts)).astype(bool)
+    return decode_mask(run_lengths_of(polygons, height, width))
 
 
-def read_picture(path: str | Path, image_format: str) -> NDArray[np.uint8]:
+def run_lengths_of(segmentation: Any, height: int, width: int) -> dict[str, Any]:
+    """Return an annotation's mask, polygons, run lengths or (H, W), as COCO's compressed run lengths."""
+    if isinstance(segmentation, np.ndarray):
+        return encode_mask(segmentation != 0)
+    if isinstance(segmentation, Mapping):
+        compressed = dict(segmentation)
+        if isinstance(compressed["counts"], list):
+            compressed = pycocotools.mask.frPyObjects(compressed, *compressed["size"])
+    else:
+        parts = pycocotools.mask.frPyObjects([list(polygon) for polygon in segmentation], height, width)
+        compressed = pycocotools.mask.merge(parts)
+    counts = compressed["counts"]
+    return {**compressed, "counts": counts if isinstance(counts, str) else counts.decode("ascii")}
+
+
+def read_picture(path: str | Path, image_format: str, content: bytes | None = None) -> NDArray[np.uint8]:
     """Return a picture as (H, W, C) uint8, upright by its EXIF tag.
 
     16-bit grey keeps its upper eight bits, where Pillow would clip it to white. For 8-bit files the result
@@ -135,10 +148,15 @@ def read_picture(path: str | Path, image_format: str) -> NDArray[np.uint8]:
     Args:
         path: any file that Pillow reads.
         image_format: as `INPUT.FORMAT`: "RGB" or "BGR" (C = 3), "L" (C = 1).
+        content: of the file, if it is at hand.
     """
-    picture = _decode(path)
+    return picture_pixels(_decode(path, content=content), image_format, path)
+
+
+def picture_pixels(picture: Image.Image, image_format: str, name: str | Path) -> NDArray[np.uint8]:
+    """Return the pixels (H, W, C) of an upright picture, see `read_picture`; errors call it `name`."""
     if picture.mode == "F":
-        raise ValueError(f"{path} holds floating-point values; expected a picture of 8 or 16 bits.")
+        raise ValueError(f"{name} holds floating-point values; expected a picture of 8 or 16 bits.")
     if picture.mode.startswith("I"):
         picture = Image.fromarray((np.asarray(picture).clip(0, 65535) >> 8).astype(np.uint8))
     return convert_PIL_to_numpy(picture, image_format)
@@ -150,6 +168,13 @@ def picture_size(path: str | Path) -> tuple[int, int]:
     width, height = picture.size
     # Orientations 5 to 8 of EXIF turn the picture by a quarter.
     return (height, width) if picture.getexif().get(ExifTags.Base.Orientation, 1) >= 5 else (width, height)
+
+
+def picture_mode(path: str | Path) -> tuple[str, list[tuple[int, ...]]]:
+    """Return Pillow's mode of a file, and the colours of its palette if it has one, from its header alone."""
+    picture = _decode(path, header_only=True)
+    numbers = picture.getpalette() if picture.mode == "P" else None
+    return picture.mode, list(zip(*[iter(numbers or ())] * 3, strict=True))
 
 
 def read_label_map(path: str | Path) -> NDArray[np.integer]:
@@ -166,6 +191,61 @@ def read_label_map(path: str | Path) -> NDArray[np.integer]:
     return indices.astype(np.uint8) if label.mode == "1" else indices
 
 
+def semantic_label_files(entry: Mapping[str, Any]) -> list[str]:
+    """Return the files of the semantic label of a data set's entry; empty if it has none."""
+    if "sem_seg_file_name" in entry:
+        return [entry["sem_seg_file_name"]]
+    return [file for file, _ in entry.get("sem_seg_masks", ())]
+
+
+def read_semantic_label(entry: Mapping[str, Any]) -> NDArray[np.integer]:
+    """Return the class indices (H, W) of the semantic label of a data set's entry.
+
+    Args:
+        entry: has either "sem_seg_file_name", a label map, and where that does not hold class indices
+            "sem_seg_values", {value or (R, G, B): class index}; or "sem_seg_masks", a list of
+            (file of a mask that is not 0 at the class's pixels, class index), of which the last one wins;
+            pixels of no mask are class 0.
+    """
+    if "sem_seg_masks" in entry:
+        return _read_class_masks(entry["sem_seg_masks"])
+    path, values = entry["sem_seg_file_name"], entry.get("sem_seg_values")
+    if values is None:
+        return read_label_map(path)
+    in_colors = isinstance(next(iter(values)), tuple)
+    label = rgb_to_id(np.asarray(_decode(path).convert("RGB"))) if in_colors else read_label_map(path)
+    table = {int(rgb_to_id(np.uint8(key))) if in_colors else key: index for key, index in values.items()}
+    keys = np.array(sorted(table))
+    places = np.searchsorted(keys, label).clip(max=len(keys) - 1)
+    unknown = label[keys[places] != label]
+    if len(unknown):
+        found = tuple(id_to_rgb(unknown[0]).tolist()) if in_colors else unknown[0]
+        raise ValueError(
+            f"{path}: {len(unknown)} of {label.size} pixels are none of the {len(keys)} "
+            f"{'colours' if in_colors else 'values'} of the classes, the first {found}; expected "
+            f"{', '.join(map(str, list(values)[:8]))}{', ...' if len(values) > 8 else ''}. Correct the "
+            "label, or add to the table of classes, where void pixels are an entry named void."
+        )
+    indices = np.array([table[key] for key in keys.tolist()])
+    return indices.astype(np.min_scalar_type(indices.max()))[places]
+
+
+def _read_class_masks(masks: Sequence[tuple[str, int]]) -> NDArray[np.integer]:
+    label: NDArray[np.integer] | None = None
+    for path, index in masks:
+        mask = read_label_map(path) != 0
+        if label is None:
+            label = np.zeros(mask.shape, np.uint8 if max(i for _, i in masks) < 256 else np.uint16)
+        if mask.shape != label.shape:
+            raise ValueError(
+                f"{path} is {mask.shape[1]}x{mask.shape[0]}, but {masks[0][0]} is "
+                f"{label.shape[1]}x{label.shape[0]} (width x height). The masks of a picture have one size."
+            )
+        label[mask] = index
+    assert label is not None, "an entry with a label has at least one mask"
+    return label
+
+
 def read_panoptic_map(path: str | Path) -> NDArray[np.int32]:
     """Return the segment ids (H, W) of an RGB PNG in COCO's panoptic form; 0 is void."""
     label = _decode(path)
@@ -177,10 +257,10 @@ def read_panoptic_map(path: str | Path) -> NDArray[np.int32]:
     return rgb_to_id(np.asarray(label))
 
 
-def _decode(path: str | Path, header_only: bool = False) -> Image.Image:
+def _decode(path: str | Path, header_only: bool = False, content: bytes | None = None) -> Image.Image:
     """Return the whole picture in memory, turned upright; or, as stored, only what its header says."""
     try:
-        with PathManager.open(str(path), "rb") as file:
+        with PathManager.open(str(path), "rb") if content is None else io.BytesIO(content) as file:
             picture = Image.open(file)
             if header_only:
                 picture.getexif()

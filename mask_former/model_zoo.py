@@ -17,15 +17,13 @@ from detectron2.config import CfgNode
 from torch import nn
 
 from mask_former.checkpoint import Checkpointer, resolve
-from mask_former.config import load_config
+from mask_former.config import find_config, load_config
 from mask_former.modeling.build import build_model
 
 logger = logging.getLogger(__name__)
 
 BASE_URL = "https://dl.fbaipublicfiles.com/maskformer"
 LICENCE = "CC BY-NC 4.0 (no commercial use)"
-# Where configurations lie: in an installed package, in a checkout.
-CONFIG_FOLDERS = (Path(__file__).parent / "configs", Path(__file__).parent.parent / "configs")
 
 _licence_logged = False
 
@@ -137,13 +135,7 @@ def find(name: str) -> Entry:
 
 def config_file(name: str) -> Path:
     """Return the file of a published model's configuration."""
-    relative = f"{find(name).config}.yaml"
-    for folder in CONFIG_FOLDERS:
-        if (folder / relative).is_file():
-            return folder / relative
-    raise FileNotFoundError(
-        f"{relative} is in none of {', '.join(map(str, CONFIG_FOLDERS))}: is the installation complete?"
-    )
+    return Path(find_config(f"{find(name).config}.yaml"))
 
 
 def get_config(name: str, num_classes: int | None = None) -> CfgNode:

@@ -9,8 +9,9 @@ from pathlib import Path
 # other. Before torch is imported anywhere.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# The programs of demo/ import their siblings by plain name, as from the folder of a script.
-sys.path.append(str(Path(__file__).parent.parent / "demo"))
+# The programs of demo/ import their siblings by plain name, as from the folder of a script; train_net.py lies
+# beside it.
+sys.path += [str(Path(__file__).parent.parent / "demo"), str(Path(__file__).parent.parent)]
 
 import pytest
 

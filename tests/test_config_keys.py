@@ -16,7 +16,7 @@ import detectron2.solver.build
 import pytest
 from detectron2.config import CfgNode
 from detectron2.data import DatasetMapper, detection_utils
-from detectron2.engine import DefaultTrainer, default_setup
+from detectron2.engine import DefaultTrainer
 from detectron2.evaluation import COCOEvaluator
 from detectron2.modeling import DatasetMapperTTA, SemanticSegmentor, build_sem_seg_head
 from tiny_runs import tiny_config
@@ -44,7 +44,7 @@ DETECTRON2 = [
     [COCOEvaluator],
     [DatasetMapperTTA],
     [detectron2.evaluation.testing.verify_results],
-    [default_setup, DefaultTrainer.auto_scale_workers, DefaultTrainer.test, DefaultTrainer.resume_or_load],
+    [DefaultTrainer.auto_scale_workers, DefaultTrainer.test, DefaultTrainer.resume_or_load],
 ]
 DETECTORS = "belongs to Detectron2's detectors, which a user's META_ARCHITECTURE may be"
 DEEPLAB = "belongs to DeepLab's heads, which a user's SEM_SEG_HEAD.NAME may be"

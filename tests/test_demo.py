@@ -5,6 +5,7 @@ import json
 import os
 import re
 import resource
+import shlex
 import shutil
 import signal
 import subprocess
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import own_sets
 import pytest
 import tiny_runs
 import torch
@@ -26,9 +28,10 @@ from pycocotools.coco import COCO
 from small_predictors import picture as blobs
 from small_predictors import write_checkpoint
 from video_demo import Pace, SteadyColors, instances_as_segments
-from video_files import VideoReader, VideoWriter
+from video_files import VideoWriter
 
 import demo
+import train_net
 from demo import build_predictor, needed_tasks, predict_pictures
 from mask_former.checkpoint import Checkpointer, describe
 from mask_former.data.shapes.drawing import CLASSES, draw_scene
@@ -37,6 +40,7 @@ from mask_former.evaluation.__main__ import main as evaluate
 from mask_former.prediction.predictor import Predictor
 from mask_former.prediction.results import Result
 from mask_former.prediction.values import InstanceResults, segments_of_map
+from mask_former.prediction.video import VideoReader
 
 DEMO = tiny_runs.ROOT / "demo" / "demo.py"
 # Of the configuration of small_predictors.
@@ -689,6 +693,22 @@ def test_a_full_disk_is_one_line_and_loses_nothing(run, tmp_path, capsys):
 # make demo.
 
 
+def run_next_steps(said: str, shapes: Path) -> None:
+    """Run the commands that `make demo` ends with, on pictures, a video and a folder that are there."""
+    commands = [shlex.split(line)[1:] for line in said.splitlines() if re.match(r"  \S*python\S* ", line)]
+    assert [command[0] for command in commands] == ["demo/demo.py", "demo/demo.py", "train_net.py"]
+    pictures = sorted(shapes.glob("**/*val*/*.jpg"))[0].parent
+    own_sets.semantic(Path("town"))
+    real = {"PICTURES": str(pictures), "VIDEO.mp4": str(shapes / "shapes_video.mp4"), "FOLDER": "town"}
+    short = ["SOLVER.MAX_ITER", "1", "MODEL.DEVICE", "cpu", "DATALOADER.NUM_WORKERS", "0"]
+    for program, *words in commands:
+        words = [real.get(word, word) for word in words]
+        assert (demo.main(words) if program == "demo/demo.py" else train_net.main([*words, *short])) == 0
+    assert len(names(Path("results/overlay"))) == len(list(pictures.iterdir()))
+    assert Path("results/shapes_video.mp4").is_file()
+    assert Path("output/town/model_final.pth").is_file()
+
+
 def test_the_walk_goes_on_where_it_was_stopped(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
     tiny_runs.tiny_config(tmp_path)
@@ -708,6 +728,8 @@ def test_the_walk_goes_on_where_it_was_stopped(tmp_path, monkeypatch, capsys):
 
     weights_made = (output / "model_final.pth").stat().st_mtime_ns
     assert walkthrough.main(command) == 0
+    starts = json.loads((output / "run.json").read_text())
+    assert all(entry["hardware"] and entry["seconds"] >= 0 for entry in starts)
     said = capsys.readouterr().out
     assert "Training, 4 iterations" not in said
     assert re.search(r"^PQ +\d", said, re.MULTILINE)
@@ -716,12 +738,19 @@ def test_the_walk_goes_on_where_it_was_stopped(tmp_path, monkeypatch, capsys):
     assert (
         page.count("<figcaption>truth</figcaption>") == page.count("<figcaption>prediction</figcaption>") == 2
     )
-    assert all(f"<h2>{part}</h2>" in page for part in ("Scores", "Curves", "Pictures", "Video"))
-    assert len(names(output / "gallery")) == 6
+    assert all(
+        f"<h2>{part}</h2>" in page for part in ("Scores", "Curves", "Pictures", "Video", "How it was made")
+    )
+    assert len(names(output / "gallery")) == 2 * 3 + 1
+    rows = json.loads((output / "gallery" / "gallery.json").read_text())["rows"]
+    assert all(row["classes"] and 0 <= row["score"] <= 100 for row in rows)
     assert {"overlay", "labels", "panoptic", "panoptic.json", "segments.csv"} <= set(
         names(output / "predictions")
     )
     assert video_facts(output / "shapes_video.mp4") == video_facts(tmp_path / "shapes/shapes_video.mp4")
+
+    monkeypatch.chdir(tmp_path)
+    run_next_steps(said, tmp_path / "shapes")
 
     times = {
         path: path.stat().st_mtime_ns for path in output.rglob("*") if path.suffix not in (".html", ".txt")

@@ -16,7 +16,7 @@ import torch
 from tiny_runs import CONFIG, OPTS, SPEC, tiny_command, tiny_config
 
 from mask_former.data.shapes import ensure_set
-from mask_former.engine import Trainer, argument_parser, main
+from mask_former.engine import RunOptions, Trainer, main
 
 # Processes that start with everything imported. Forked from a server without threads of its own.
 processes = multiprocessing.get_context("forkserver")
@@ -189,14 +189,16 @@ def test_eval_only_gives_the_scores_of_training_and_rows_for_tta(tmp_path):
         *("OUTPUT_DIR", str(tmp_path / "output"), "MODEL.WEIGHTS", str(tmp_path / "output/model_final.pth")),
         *("TEST.AUG.ENABLED", "True", "TEST.AUG.MIN_SIZES", "(64, 96)"),
     ]
-    command = ["--config-file", str(CONFIG), "--eval-only", "--strict", *opts]
-    results = main(argument_parser().parse_args(command))
+    prepared = main(RunOptions(config_file=str(CONFIG), eval_only=True, strict=True, opts=opts))
+    opts += ["TEST.PRECISION", "plain"]
+    results = main(RunOptions(config_file=str(CONFIG), eval_only=True, strict=True, opts=opts))
     last = json.loads((tmp_path / "output" / "metrics.json").read_text().splitlines()[-1])
     trained = {name: value for name, value in last.items() if "/" in name}
     for task in ("sem_seg", "panoptic_seg"):
         for name, value in results[task].items():
             if value == value:  # classes that do not occur have no score
                 assert trained[f"{task}/{name}"] == pytest.approx(value, abs=1e-9)
+                assert prepared[task][name] == pytest.approx(value, abs=0.01)
     assert "mIoU" in results["sem_seg_TTA"]
     assert "panoptic_seg_TTA" not in results
 

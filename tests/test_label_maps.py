@@ -86,6 +86,16 @@ def test_resizing_fewer_masks_at_first_changes_no_label(share, monkeypatch):
         assert_same_labels(settled_logits(30, 40, seed), smooth_masks(30, (16, 24), seed), SIZES[1])
 
 
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_noisy_masks_and_any_choice_of_rows_give_the_labels_of_all_scores(share, monkeypatch):
+    monkeypatch.setattr(label_maps, "UNDECIDED_SHARE", share)
+    generator = torch.Generator().manual_seed(3)
+    masks = smooth_masks(60, (32, 44), 1)
+    masks[..., 22:] += 3 * torch.randn(60, 32, 22, generator=generator)
+    sizes = Sizes((128, 176), (128, 170), (128, 170))
+    assert_same_labels(settled_logits(60, 40, 2), masks, sizes)
+
+
 @pytest.mark.parametrize("block", [1, 2, 5, 100])
 @pytest.mark.parametrize("many_classes", [0, 4, 1000])
 def test_labels_do_not_depend_on_how_the_picture_is_cut(block, many_classes, monkeypatch):

@@ -9,6 +9,10 @@ from PIL import Image
 from mask_former.data.labels import SegmentMap, abbreviated, move, read_panoptic, read_semantic, split
 
 
+def read_semantic_file(path, **options):
+    return read_semantic({"sem_seg_file_name": path}, **options)
+
+
 def save_ids(path, ids):
     Image.fromarray(np.stack([ids % 256, ids // 256 % 256, ids // 65536], axis=-1).astype(np.uint8)).save(
         path
@@ -23,28 +27,28 @@ def save(path, label):
 
 def test_semantic_label_becomes_one_segment_per_class(tmp_path):
     label = np.array([[3, 3, 255, 0], [9, 3, 0, 0], [9, 9, 255, 255]], dtype=np.uint8)
-    pixels, classes = read_semantic(save(tmp_path / "x.png", label), num_classes=10, ignore_label=255)
+    pixels, classes = read_semantic_file(save(tmp_path / "x.png", label), num_classes=10, ignore_label=255)
     assert classes.tolist() == [0, 3, 9]
     assert pixels.tolist() == [[2, 2, 0, 1], [3, 2, 1, 1], [3, 3, 0, 0]]
 
 
 def test_sixteen_bit_label_keeps_large_classes(tmp_path):
     label = np.array([[846, 300, 44], [65535, 300, 846]], dtype=np.uint16)  # 300 = 256 + 44
-    pixels, classes = read_semantic(save(tmp_path / "x.tif", label), num_classes=847, ignore_label=65535)
+    pixels, classes = read_semantic_file(save(tmp_path / "x.tif", label), num_classes=847, ignore_label=65535)
     assert classes.tolist() == [44, 300, 846]
     assert pixels.tolist() == [[3, 2, 1], [0, 2, 3]]
 
 
 def test_ignore_label_below_the_class_count_is_void_all_the_same(tmp_path):
     label = np.array([[0, 1, 2]], dtype=np.uint8)
-    pixels, classes = read_semantic(save(tmp_path / "x.png", label), num_classes=3, ignore_label=0)
+    pixels, classes = read_semantic_file(save(tmp_path / "x.png", label), num_classes=3, ignore_label=0)
     assert classes.tolist() == [1, 2]
     assert pixels.tolist() == [[0, 1, 2]]
 
 
 def test_label_of_ignored_pixels_alone_has_no_segment(tmp_path):
     file_name = save(tmp_path / "x.png", np.full((3, 5), 255, dtype=np.uint8))
-    segments = split(read_semantic(file_name, num_classes=4, ignore_label=255))
+    segments = split(read_semantic_file(file_name, num_classes=4, ignore_label=255))
     assert segments.masks.shape == (0, 3, 5)
     assert segments.masks.dtype == bool
     assert not segments.valid.any()
@@ -62,7 +66,7 @@ def test_label_of_ignored_pixels_alone_has_no_segment(tmp_path):
 def test_wrong_label_value_names_file_values_and_fix(tmp_path, values, message):
     file_name = save(tmp_path / "x.png", np.array([values], dtype=np.uint8))
     with pytest.raises(ValueError, match=rf"x\.png.*{message}") as caught:
-        read_semantic(file_name, num_classes=4, ignore_label=65)
+        read_semantic_file(file_name, num_classes=4, ignore_label=65)
     assert "\n" not in str(caught.value)
 
 
@@ -103,7 +107,7 @@ def test_panoptic_class_out_of_range_is_named(tmp_path):
 def test_map_of_more_than_255_segments_survives_and_moves_exactly(tmp_path):
     rng = np.random.default_rng(1)
     label = rng.permutation(np.arange(29 * 31) % 600).reshape(29, 31).astype(np.uint16)
-    segment_map = read_semantic(save(tmp_path / "x.png", label), num_classes=600, ignore_label=65535)
+    segment_map = read_semantic_file(save(tmp_path / "x.png", label), num_classes=600, ignore_label=65535)
     assert segment_map.pixels.dtype == np.uint16
     resize = TransformList([ResizeTransform(29, 31, 43, 17), HFlipTransform(17), CropTransform(3, 5, 11, 23)])
     moved = segment_map._replace(pixels=move(resize, segment_map.pixels))

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import mask_former  # noqa: F401  (registers models and data sets)
-from mask_former import model_zoo
+from mask_former import config, model_zoo
 from mask_former.prediction.predictor import Predictor
 
 # Short name, group of the weights, stem of the configuration, hash, score, score with scales and flips.
@@ -118,7 +118,7 @@ def test_configurations_are_found_in_an_installed_package(tmp_path, monkeypatch)
     folder = tmp_path / "cityscapes-19"
     folder.mkdir()
     (folder / "maskformer_R101_bs16_90k.yaml").write_text("VERSION: 2\n")
-    monkeypatch.setattr(model_zoo, "CONFIG_FOLDERS", (tmp_path, *model_zoo.CONFIG_FOLDERS))
+    monkeypatch.setattr(config, "CONFIG_FOLDERS", (tmp_path, *config.CONFIG_FOLDERS))
     assert model_zoo.config_file("maskformer_R101_cityscapes").parent == folder
     assert model_zoo.config_file("maskformer_R101c_cityscapes").is_file()
 

@@ -2,6 +2,9 @@
 
 import os
 import pickle
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
 
 import numpy as np
 import pytest
@@ -11,9 +14,12 @@ from PIL import Image
 from small_predictors import NAMES, THINGS, decided_model, picture, small_config, write_checkpoint
 from tiny_models import NUM_CLASSES, NUM_QUERIES
 from torch.nn import functional as F
+from video_files import VideoWriter
 
-from mask_former.prediction.inputs import PictureError
+from mask_former.prediction import inputs
+from mask_former.prediction.inputs import PictureError, load_all
 from mask_former.prediction.predictor import Predictor
+from mask_former.prediction.video import VideoReader
 
 SIZES = [(70, 90), (64, 64), (90, 70), (70, 90), (61, 160)]
 
@@ -274,7 +280,8 @@ def test_configuration_in_a_checkpoint_can_be_overridden(checkpoint, pictures):
     assert predictor(pictures[0])[0].instances is None
 
 
-def test_weights_without_description_need_a_configuration(tmp_path, predictor, pictures):
+def test_weights_without_description_need_a_configuration(tmp_path, checkpoint, pictures):
+    predictor = Predictor.from_checkpoint(checkpoint, precision="plain")
     state = {name: value.numpy() for name, value in predictor.model.state_dict().items()}
     file = tmp_path / "published.pkl"
     file.write_bytes(pickle.dumps({"model": state, "__author__": "somebody"}))
@@ -283,7 +290,7 @@ def test_weights_without_description_need_a_configuration(tmp_path, predictor, p
     cfg = small_config()
     cfg.MODEL.MASK_FORMER.TEST.PANOPTIC_ON = False
     cfg.MODEL.MASK_FORMER.TEST.SEM_SEG_POSTPROCESSING_BEFORE_INFERENCE = True  # as panoptic models do
-    plain = Predictor.from_config(cfg, file, device="cpu")
+    plain = Predictor.from_config(cfg, file, device="cpu", precision="plain")
     assert plain.classes.names[:2] == ("class 0", "class 1")
     assert np.array_equal(plain(pictures[0])[0].semantic, predictor(pictures[0])[0].semantic)
 
@@ -381,12 +388,119 @@ def test_turned_picture_is_upright(predictor, tmp_path):
     assert predictor(tmp_path / "turned.jpg")[0].semantic.shape == (90, 64)
 
 
+def test_arrays_tensors_and_pictures_of_one_image_are_the_same(predictor):
+    pixels = picture(64, 80)
+    tensor = torch.from_numpy(pixels.copy())
+    planes = tensor.permute(2, 0, 1)
+    rgba = np.dstack([pixels, np.full((64, 80), 9, np.uint8)])
+    images = [pixels, pixels / 255.0, pixels.transpose(2, 0, 1), rgba, Image.fromarray(pixels)]
+    images += [tensor, planes, planes / 255, planes[None], Image.fromarray(rgba)]
+    for image in load_all(images):
+        assert np.array_equal(image.pixels, pixels), image.name
+        assert image.pixels.dtype == np.uint8
+    assert len(predictor(planes.expand(2, 3, 64, 80))) == 2
+    names = [image.name for image in load_all([pixels, Image.fromarray(pixels)])]
+    assert names == ["array_000000", "picture_000001"]
+
+
+@pytest.mark.parametrize("shape", [(20, 30), (20, 30, 1), (1, 20, 30)])
+def test_grey_array_has_three_equal_channels(shape):
+    grey = picture(20, 30)[..., 0]
+    for array in (grey.reshape(shape), torch.from_numpy(grey.reshape(shape) / 255.0)):
+        (image,) = load_all(array)
+        assert np.array_equal(image.pixels, np.dstack([grey] * 3))
+
+
+def test_both_ends_of_a_shape_could_be_channels():
+    array = np.random.default_rng(0).integers(0, 256, (3, 5, 3), np.uint8)
+    assert np.array_equal(next(load_all(array)).pixels, array)
+    assert np.array_equal(next(load_all(torch.from_numpy(array))).pixels, array.transpose(1, 2, 0))
+
+
+def test_picture_in_memory_is_turned_upright(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(picture(64, 90)).save(tmp_path / "turned.png", exif=exif)
+    with Image.open(tmp_path / "turned.png") as opened:
+        (image,) = load_all(opened)
+    assert image.name == str(tmp_path / "turned.png")
+    assert np.array_equal(image.pixels, np.rot90(picture(64, 90), -1))
+
+
 @pytest.mark.parametrize(
-    "array", [np.zeros((8, 8), np.uint8), np.zeros((8, 8, 3)), np.zeros((0, 4, 3), np.uint8)]
+    ("array", "message"),
+    [
+        (np.zeros((8, 8, 2), np.uint8), r"got shape \(8, 8, 2\) and type uint8; expected \(H, W\)"),
+        (np.zeros((0, 4, 3), np.uint8), r"got shape \(0, 4, 3\)"),
+        (np.zeros((8, 8, 3), np.int64), "type int64.*uint8, or float from 0 to 1"),
+        (np.full((8, 8, 3), 200.0), r"float values 200\.\.200; expected 0\.\.1"),
+        (torch.full((3, 8, 8), float("nan")), "float values nan"),
+    ],
 )
-def test_array_that_is_no_rgb_picture_is_refused(predictor, array):
-    with pytest.raises(PictureError, match=r"array_000000.*expected \(H, W, 3\), uint8, RGB"):
-        predictor(array)
+def test_array_that_is_no_picture_is_refused(array, message):
+    with pytest.raises(PictureError, match=f"array_000000.*{message}"):
+        list(load_all(array))
+
+
+@pytest.fixture
+def server(tmp_path):
+    """The address of an HTTP server for the files of a folder."""
+    handler = partial(SimpleHTTPRequestHandler, directory=tmp_path)
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as http:
+        thread = Thread(target=http.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{http.server_port}"
+        http.shutdown()
+        thread.join()
+
+
+def test_address_is_fetched_and_a_bad_one_named(server, tmp_path, monkeypatch):
+    Image.fromarray(picture(20, 30)).save(tmp_path / "a.png")
+    (tmp_path / "text.png").write_text("no picture")
+    (image,) = load_all(f"{server}/a.png")
+    assert image.name == f"{server}/a.png"
+    assert np.array_equal(image.pixels, picture(20, 30))
+    told = []
+    addresses = [f"{server}/missing.png", f"{server}/text.png", "http://127.0.0.1:1/a.png"]
+    assert list(load_all(addresses, told.append)) == []
+    assert [error.picture for error in told] == addresses
+    assert "404" in str(told[0])
+    assert not any("\n" in str(error) for error in told)
+    monkeypatch.setattr(inputs, "MAX_DOWNLOAD_BYTES", 100)
+    with pytest.raises(PictureError, match=r"a\.png: holds more than"):
+        list(load_all(f"{server}/a.png"))
+
+
+def test_frames_of_a_video_are_images(predictor, tmp_path):
+    with VideoWriter(tmp_path / "walk.mp4", 80, 64, 25) as writer:
+        for seed in range(3):
+            writer.write(picture(64, 80, seed))
+    with VideoReader(tmp_path / "walk.mp4") as reader:
+        frames = list(reader)
+    results = list(predictor.stream(tmp_path / "walk.mp4", batch_size=2))
+    assert [result.image_name for result in results] == ["walk_000001", "walk_000002", "walk_000003"]
+    assert all(np.array_equal(r.image, frame) for r, frame in zip(results, frames, strict=True))
+    (tmp_path / "broken.mp4").write_text("no video")
+    with pytest.raises(PictureError, match=r"broken\.mp4 cannot be read as a video"):
+        predictor(tmp_path / "broken.mp4")
+
+
+def test_wrong_option_is_answered_with_the_nearest_name(checkpoint, predictor):
+    with pytest.raises(TypeError, match=r"no option 'score_treshold'; did you mean 'score_threshold'\?"):
+        Predictor.from_checkpoint(checkpoint, score_treshold=0.5)
+    with pytest.raises(TypeError, match=r"no option 'batchsize'; did you mean 'batch_size'\?"):
+        predictor(picture(64, 64), batchsize=2)
+    with pytest.raises(TypeError, match="score_threshold is given when the predictor is made"):
+        predictor(picture(64, 64), score_threshold=0.5)
+    with pytest.raises(TypeError, match=r"no option 'topk'; did you mean 'top_k'\?"):
+        predictor.with_rules(topk=3)
+
+
+def test_predictor_is_shown_in_one_line(predictor):
+    assert repr(predictor) == (
+        "<Predictor: MaskFormer, build_resnet_backbone, 5 classes (circle, car, auto, sky, ...), "
+        "semantic panoptic instance, cpu>"
+    )
 
 
 def test_nothing_found_is_an_error(predictor, tmp_path):

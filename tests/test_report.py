@@ -3,7 +3,9 @@
 import base64
 import io
 import json
+import math
 import re
+import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -11,6 +13,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 import run_page
+from gallery import Scored, choose
 from PIL import Image
 from run_page import curve_figure, main, read_metrics, write_page
 from video_files import VideoWriter
@@ -47,6 +50,16 @@ def run(tmp_path):
     for name in ("000001", "two_parts"):
         for panel in ("picture", "truth", "prediction"):
             picture(folder / "gallery" / f"{name}_{panel}.png")
+    rows = [
+        {"file": "000001", "title": "1.jpg", "group": "worst", "score": 12.34, "classes": ["<sky>", "sea"]},
+        {"file": "two_parts", "title": "2.jpg", "group": "spread", "score": None, "classes": ["sea"]},
+    ]
+    mistakes = {"names": ["<sky>", "sea"], "confusion": [[90.0, 10.0], [0.1, 99.9]]}
+    content = {"scored": 30, "metric": "PQ", "rows": rows, **mistakes}
+    (folder / "gallery" / "gallery.json").write_text(json.dumps(content))
+    start = {"command": "train_net.py --data 'a b'", "started": "2021-07-13T10:00:00+00:00"}
+    start |= {"hardware": "One GPU", "version": "1.2.3", "commit": None, "seconds": 3725.4}
+    (folder / "run.json").write_text(json.dumps([{**start, "seconds": None}, start]))
     with VideoWriter(folder / "moves.mp4", 64, 48, 12.0) as writer:
         for shade in range(5):
             writer.write(np.full((48, 64, 3), 40 * shade, np.uint8))
@@ -56,7 +69,7 @@ def run(tmp_path):
 class Addresses(HTMLParser):
     """Collects everything that a browser would load, and the nesting of tags."""
 
-    VOID = ("meta", "link", "img", "br")
+    VOID = ("meta", "link", "img", "br", "input")
 
     def __init__(self):
         super().__init__()
@@ -64,7 +77,9 @@ class Addresses(HTMLParser):
 
     def handle_starttag(self, tag, attributes):
         self.scripts += tag == "script"
-        self.loaded += [value for key, value in attributes if key in ("src", "href", "data", "poster")]
+        named = [value for key, value in attributes if key in ("src", "href", "data", "poster")]
+        # A link is not loaded, nor is another part of the page.
+        self.loaded += [value for value in named if tag != "a" and not value.startswith("#")]
         if tag not in self.VOID:
             self.open.append(tag)
 
@@ -93,10 +108,68 @@ def test_page_shows_scores_classes_curves_and_recipe(run):
     assert "<b>61.2</b>PQ" in page
     assert "<b>70.0</b>mIoU" in page
     assert "mask AP</th>" not in page  # it was NaN
-    assert re.search(r"<td>t-shirt &lt;x&gt;</td><td>87\.5.*<td>star</td><td>12\.5", page)
+    assert re.search(r"<td>t-shirt &lt;x&gt;</td>\s*<td>87\.5.*<td>star</td>\s*<td>12\.5", page, re.DOTALL)
     assert page.count('src="data:image/svg+xml;base64,') == 4
     assert "a run &amp; more: MaskFormer" in page
     assert "11 classes; trained on shapes_panoptic_train; 40 of 40 iterations of 8 pictures" in page
+
+
+def test_page_shows_worst_pictures_mistakes_and_how_the_run_was_made(run):
+    page = write_page(run).read_text()
+    assert re.search(r"<h3>The worst</h3>.*1\.jpg: PQ 12\.3.*<h3>Others, .*<p>2\.jpg</p>", page, re.DOTALL)
+    assert re.search(r"<th>&lt;sky&gt;</th>\s*<td[^>]*>90</td>\s*<td[^>]*>10</td>", page)
+    assert "in 30 pictures" in page.replace("\n", " ")
+    assert re.findall(r"<dt>duration</dt><dd>([^<]*)</dd>", page) == [
+        "unknown, since it was killed",
+        "1:02:05",
+    ]
+    assert "<dd>train_net.py --data &#39;a b&#39;</dd><dt>date</dt><dd>2021-07-13T10:00:00+00:00</dd>" in page
+    assert '<a href="config.yaml">' in page
+    assert "SOLVER: {MAX_ITER: 40, IMS_PER_BATCH: 8}" in page
+    assert "sees shapes everywhere" in page.replace("\n", " ")
+
+
+CLICKS = """<script>
+const style = element => getComputedStyle(element), of = selector => document.querySelector(selector);
+const facts = {width: document.documentElement.scrollWidth, screen: innerWidth};
+facts.heights = [...document.querySelectorAll(".row svg")].map(svg => svg.clientHeight);
+of("#masks").click();
+facts.masks = style(of(".mask")).display;
+of("#k0").click();
+facts.rows = [...document.querySelectorAll(".row")].map(row => style(row).display);
+const zoom = of(".row svg");
+zoom.parentElement.click();
+facts.zoomed = [style(zoom).position, zoom.clientWidth];
+parent.postMessage(JSON.stringify(facts), "*");
+</script></body>"""
+
+
+@pytest.mark.skipif(not shutil.which("chromium"), reason="needs chromium")
+def test_page_in_a_browser_fits_a_phone_and_answers_clicks(run):
+    page = write_page(run).read_text()
+    # A script may look at a copy of the page.
+    page = re.sub('<meta http-equiv="Content-Security-Policy"[^>]*>', "", page)
+    (run / "copy.html").write_text(page.replace("</body>", CLICKS))
+    # A window of Chromium is at least 500 pixels wide, a frame is not.
+    (run / "phone.html").write_text(
+        "<script>onmessage = message => document.body.append(message.data)</script>"
+        '<body><iframe src="copy.html" style="width: 390px; height: 844px; border: 0"></iframe></body>'
+    )
+    browser = [
+        "chromium",
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        f"--user-data-dir={run / 'profile'}",
+    ]
+    command = [*browser, "--virtual-time-budget=5000", "--dump-dom", (run / "phone.html").as_uri()]
+    shown = subprocess.run(command, capture_output=True, text=True, timeout=120).stdout
+    facts = json.loads(re.search(r"\{.*\}", shown).group())
+    assert facts["width"] <= facts["screen"] == 390
+    assert all(height > 100 for height in facts["heights"])
+    assert facts["masks"] == "none"
+    assert facts["rows"] == ["grid", "none"]
+    assert facts["zoomed"] == ["fixed", 390]
 
 
 def test_video_is_a_picture_that_moves_at_its_rate(run):
@@ -109,7 +182,17 @@ def test_video_is_a_picture_that_moves_at_its_rate(run):
     assert moving.info["duration"] == 83
 
 
-@pytest.mark.parametrize("name", ["metrics.json", "config.yaml", "gallery/000001_truth.png", "moves.mp4"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "metrics.json",
+        "config.yaml",
+        "run.json",
+        "gallery/gallery.json",
+        "gallery/000001_truth.png",
+        "moves.mp4",
+    ],
+)
 def test_page_does_without_any_one_file(run, name):
     (run / name).unlink()
     assert "<h2>Pictures</h2>" in write_page(run).read_text()
@@ -120,6 +203,17 @@ def test_video_that_cannot_be_read_is_left_out(run, caplog):
     page = write_page(run).read_text()
     assert "broken.avi" not in page
     assert "broken.avi cannot be read as a video" in caplog.text
+
+
+def test_pictures_are_the_worst_the_best_and_some_between():
+    scores = [50.0, 10.0, math.nan, 90.0, 30.0, 70.0, 20.0, 80.0]
+    chosen = choose([Scored({"file_name": str(score)}, score) for score in scores], 6)
+    assert [(picture.group, picture.entry["file_name"]) for picture in chosen] == [
+        *(("worst", "10.0"), ("worst", "20.0"), ("best", "90.0"), ("best", "80.0")),
+        *(("spread", "50.0"), ("spread", "30.0")),
+    ]
+    assert len(choose([Scored({}, math.nan)] * 4, 3)) == 3
+    assert len(choose([Scored({}, 1.0)] * 2, 12)) == 2
 
 
 def test_half_a_line_of_metrics_is_passed_over(tmp_path):

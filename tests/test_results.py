@@ -1,14 +1,18 @@
 """Files and drawings of results, read back by other programs; a run that is cut short loses nothing."""
 
 import csv
+import io
+import itertools
 import json
 import pickle
 import resource
+import sys
 
 import numpy as np
 import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.utils.visualizer import VisImage
 from PIL import Image
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
@@ -297,6 +301,84 @@ def test_file_that_cannot_be_written_is_named_and_the_others_stay(tmp_path):
     assert [e["image_id"] for e in json.loads((tmp_path / "panoptic.json").read_text())["annotations"]] == [1]
 
 
+def test_picture_file_holds_the_drawing_and_never_replaces_the_picture_itself(tmp_path):
+    one = result_of()
+    one.save(tmp_path / "new" / "one.png", scale=2)
+    with Image.open(tmp_path / "new" / "one.png") as file:
+        assert np.array_equal(np.asarray(file), one.draw(scale=2))
+    one.save(tmp_path / "one.JPG")
+    with Image.open(tmp_path / "one.JPG") as file:
+        assert file.format == "JPEG"
+    with pytest.raises(ValueError, match=r"one\.JPG is the picture itself"):
+        result_of(str(tmp_path / "one.JPG")).save(tmp_path / "one.JPG")
+
+
+# Task -> a result and what iteration gives of it: id, class and score of each segment.
+LISTED = {
+    "panoptic": (lambda: result_of(instances=instances()), SEGMENTS),
+    "instance": (
+        lambda: result_of(panoptic=None, segments=[], instances=instances()),
+        [(1, 0, 0.75), (2, 1, 0.5)],
+    ),
+    "semantic": (
+        lambda: result_of(panoptic=None, segments=[]),
+        [(0, 0, None), (2, 2, None), (3, 3, None)],
+    ),
+}
+
+
+@pytest.mark.parametrize("task", LISTED)
+def test_iteration_dictionary_and_masks_list_the_same_segments(task):
+    make, expected = LISTED[task]
+    result = make()
+    content = json.loads(result.to_json())
+    assert (content["task"], content["height"], content["width"]) == (task, HEIGHT, WIDTH)
+    assert [(s["id"], s["category_id"], s["score"]) for s in content["segments"]] == expected
+    assert len(result) == len(expected) == len(result.masks())
+    for segment, entry, mask in zip(result, content["segments"], result.masks(), strict=True):
+        ys, xs = np.nonzero(mask)
+        if task != "instance":  # whose boxes above are made by hand
+            assert segment.box == (xs.min(), ys.min(), xs.max() + 1, ys.max() + 1)
+        assert tuple(entry["box"]) == segment.box
+        assert segment.area == mask.sum() == entry["area"]
+        assert (segment.name, segment.is_thing) == (NAMES[segment.category_id], segment.category_id < 2)
+
+
+def test_result_without_segments_is_an_empty_list():
+    empty = result_of(ids=np.zeros((HEIGHT, WIDTH), np.int32))
+    assert list(empty) == empty.to_dict()["segments"] == []
+    assert empty.masks().shape == (0, HEIGHT, WIDTH)
+
+
+def test_result_is_shown_in_one_line_and_as_a_picture_in_notebooks():
+    expected = "<Result of folder/000007.jpg, 56x40, panoptic: 2 circle, sky, grass>"
+    assert repr(result_of()) == expected
+    with Image.open(io.BytesIO(result_of()._repr_png_())) as shown:
+        assert np.array_equal(np.asarray(shown), result_of().plot())
+    assert result_of(image=None)._repr_png_() is None
+
+
+def test_missing_supervision_is_one_line(monkeypatch):
+    monkeypatch.setitem(sys.modules, "supervision", None)
+    with pytest.raises(ImportError, match=r"^supervision is not installed: pip install supervision$"):
+        result_of().to_supervision()
+
+
+def test_supervision_gets_masks_boxes_and_names():
+    pytest.importorskip("supervision")
+    detections = result_of(instances=instances()).to_supervision()
+    assert len(detections) == len(SEGMENTS)
+    assert detections.class_id.tolist() == [c for _, c, _ in SEGMENTS]
+    assert detections["class_name"].tolist() == ["sky", "grass", "circle", "circle"]
+    assert np.array_equal(detections.mask[2], panoptic_map() == 3)
+    assert detections.xyxy[3].tolist() == [44, 4, 52, 12]
+
+
+def test_wrong_drawing_option_is_answered_with_the_nearest_name():
+    with pytest.raises(TypeError, match=r"draw has no option 'colour'; did you mean 'colors'\?"):
+        result_of().plot(colour={})
+
+
 def test_hole_of_a_ring_is_not_painted():
     image = np.full((HEIGHT, WIDTH, 3), 128, np.uint8)
     ids = np.where(panoptic_map() == 3, 3, 0).astype(np.int32)
@@ -326,6 +408,26 @@ def test_drawing_what_is_not_there_is_refused():
         result_of().draw(task="instance")
     with pytest.raises(ValueError, match="no picture"):
         result_of(image=None).draw()
+
+
+def test_names_stay_apart_and_inside_the_picture(monkeypatch):
+    boxes = []
+    get_image = VisImage.get_image
+
+    def note(canvas):
+        boxes.extend(text.get_window_extent() for text in canvas.ax.texts)
+        return get_image(canvas)
+
+    monkeypatch.setattr(VisImage, "get_image", note)
+    ids = np.zeros((60, 200), np.int32)
+    for number in range(6):  # six discs side by side, narrower than their names
+        ids[20:40, 80 + 8 * number : 86 + 8 * number] = number + 1
+    infos = [{"id": number + 1, "category_id": 0, "score": 0.5} for number in range(6)]
+    crowded = Result("a.png", 60, 200, TABLE, panoptic=ids, segments=segments_of_map(ids, infos, TABLE))
+    crowded.draw(np.zeros((60, 200, 3), np.uint8), scale=2)
+    assert len(boxes) >= 5, "hardly any name is left"
+    assert not any(one.overlaps(other) for one, other in itertools.combinations(boxes, 2))
+    assert all(0 <= box.x0 <= box.x1 <= 400 and 0 <= box.y0 <= box.y1 <= 120 for box in boxes)
 
 
 def test_things_of_a_class_differ_in_colour_and_keep_it():

@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 import video_files
 from video_demo import SegmentTracker
-from video_files import VideoReader, VideoWriter, find_problem
+from video_files import VideoWriter, find_problem
+
+from mask_former.prediction.video import VideoReader
 
 
 def moving_square(frame, height, width):
@@ -24,6 +26,7 @@ def moving_square(frame, height, width):
 @pytest.fixture
 def without_av(monkeypatch):
     monkeypatch.setattr(video_files, "av", None)
+    monkeypatch.setitem(sys.modules, "av", None)
 
 
 def write(path, height=48, width=64, rate=24.0, frames=7):
@@ -159,7 +162,7 @@ with VideoWriter(sys.argv[1], 160, 120, 24.0) as writer:
 def test_a_full_disk_leaves_a_file_that_plays(tmp_path):
     command = [sys.executable, "-c", FILL, str(tmp_path / "a.mp4")]
     folder = Path(video_files.__file__).parent  # which -c puts on the path
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
     assert done.returncode != 0
     error = done.stderr.strip().splitlines()[-1]
     assert "bytes of space are left for" in error

@@ -1,4 +1,4 @@
-"""`python -m mask_former.benchmark`: see --help."""
+"""Measure time and memory: `python -m mask_former.benchmark --help`."""
 
 import argparse
 import json

@@ -17,7 +17,7 @@ from mask_former.modeling.head import old_names
 logger = logging.getLogger(__name__)
 
 # A file of backbone weights names its entries without, or with, the path of the backbone in a model.
-PREFIXES = ("", "backbone.", "backbone.bottom_up.")
+PREFIXES = ("", "backbone.", "backbone.bottom_up.", "backbone.net.")
 HEAD, PIXEL_DECODER = "sem_seg_head.", "sem_seg_head.pixel_decoder."
 # Entries that the model computes by itself: neither having nor missing them is reported.
 COMPUTED = re.compile(
@@ -32,7 +32,10 @@ QUERIES = re.compile(r"(^|\.)predictor\.query_embed\.weight$")
 NOTHING = "Nothing to do."
 TRAIN = "Train them, or give the config that the file was made with."
 TRAIN_ON = "Train on to fit them."
-UNFREEZE = "They would keep random values: set MODEL.BACKBONE.FREEZE_AT 0 (or MODEL.SWIN.FROZEN_STAGES -1)."
+UNFREEZE = (
+    "They would keep random values: set MODEL.BACKBONE.FREEZE none, MODEL.BACKBONE.FREEZE_AT 0 and "
+    "MODEL.SWIN.FROZEN_STAGES -1."
+)
 
 
 # The fate of an entry, "re-initialised", "adapted" or "unused"; why; and what to do.
@@ -67,6 +70,7 @@ class LoadReport(NamedTuple):
     groups: the other entries that are worth reporting.
     renamed: number of entries that had the names of an early release.
     prefix: what was put before the file's names, for files that hold a backbone alone.
+    remark: how such a file was converted, and the licence of its weights.
     """
 
     source: str
@@ -75,6 +79,7 @@ class LoadReport(NamedTuple):
     groups: tuple[Group, ...] = ()
     renamed: int = 0
     prefix: str = ""
+    remark: str = ""
 
     def named(self, fate: str) -> list[str]:
         """Return the entries of a fate."""
@@ -88,6 +93,7 @@ class LoadReport(NamedTuple):
     def __str__(self) -> str:
         notes = [f"{self.renamed} under their early names"] if self.renamed else []
         notes += [f"as {self.prefix}*"] if self.prefix else []
+        notes += [self.remark] if self.remark else []
         note = f" ({', '.join(notes)})" if notes else ""
         first = f"{self.source}: {self.loaded} of {self.expected} entries loaded{note}"
         fates = dict.fromkeys(group.fate for group in self.groups)
@@ -168,7 +174,10 @@ def fit_weights(
         model_classes: the names of the model's classes.
     """
     own = model.state_dict()
-    named = current_names(state, own)
+    named, remark = current_names(state, own), ""
+    convert: Any = getattr(getattr(model, "backbone", None), "convert_weights", None)
+    if convert and not any(name in own for name in named):
+        named, remark = convert(named)
     # One prefix for all names: matched one by one by their ends, a classifier's `norm.weight` would go into
     # any norm of its shape.
     prefix = max(PREFIXES, key=lambda prefix: sum(f"{prefix}{name}" in own for name in named))
@@ -190,7 +199,8 @@ def fit_weights(
         )
     frozen = {name for name, value in model.named_parameters() if not value.requires_grad}
     has_head = any(name.startswith(HEAD) for name in named)
-    notes += [(name, _note_missing(name, name in frozen, has_head)) for name in own if name not in named]
+    missing = [name for name in own if name not in named]
+    notes += [(name, _note_missing(name, name in frozen, has_head, prefix)) for name in missing]
     unused = [name.removeprefix(prefix) for name in named if name not in own]
     notes += [(name, UNNEEDED if CLASSIFIER.search(name) else UNKNOWN) for name in unused]
     groups: dict[Note, list[str]] = {}
@@ -199,13 +209,13 @@ def fit_weights(
             groups.setdefault(note, []).append(name)
     renamed = sum(name not in state and name.startswith(PIXEL_DECODER) for name in named) if not prefix else 0
     report = tuple(Group(*note, tuple(names)) for note, names in groups.items())
-    return fitted, LoadReport(source, len(fitted), len(own), report, renamed, prefix)
+    return fitted, LoadReport(source, len(fitted), len(own), report, renamed, prefix, remark)
 
 
-def _note_missing(name: str, is_frozen: bool, has_head: bool) -> Note:
+def _note_missing(name: str, is_frozen: bool, has_head: bool, prefix: str) -> Note:
     if is_frozen:
         return ("re-initialised", "not in the file, and frozen by the config", UNFREEZE)
-    if not has_head and not name.startswith("backbone."):
+    if not has_head and not name.startswith(prefix or "backbone."):
         action = "Train the head; that is how training starts."
         return ("re-initialised", "the file holds a backbone alone", action)
     return ("re-initialised", "not in the file", TRAIN)

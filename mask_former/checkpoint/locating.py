@@ -1,9 +1,10 @@
-"""Weight files by name: paths, URLs and Detectron2's `detectron2://` names, kept in one cache.
+"""Weight files by name: paths, URLs, `detectron2://` and `timm://` names, kept in one cache.
 
 The cache is $MASK_FORMER_CACHE, or ~/.cache/mask_former; a file is kept there under its host and path.
 """
 
 import hashlib
+import importlib
 import logging
 import os
 import re
@@ -22,6 +23,7 @@ logger = logging.getLogger(__name__)
 
 DETECTRON2_PREFIX = "detectron2://"
 DETECTRON2_URL = "https://dl.fbaipublicfiles.com/detectron2/"
+TIMM_PREFIX = "timm://"
 CACHE_VARIABLE = "MASK_FORMER_CACHE"
 ATTEMPTS = 4
 # Seconds without a byte of the server, after which a download has broken off.
@@ -39,7 +41,8 @@ def resolve(name: str | Path, expected_hash: str = "") -> Path:
     """Return the local path of a weight file, which is downloaded if necessary.
 
     Args:
-        name: a path (relative ones from the working folder), a URL with http or https, or `detectron2://...`.
+        name: a path (relative ones from the working folder), a URL with http or https, `detectron2://...`, or
+            `timm://...` with a net of timm and the tag of its weights, as in `timm://convnext_tiny.in12k`.
         expected_hash: "md5:d8dbeb" or "sha256:..."; the beginning of the hash is enough. Without it, the hash
             that a publisher is known to put into the name is checked. Files given by path are not checked.
 
@@ -51,6 +54,8 @@ def resolve(name: str | Path, expected_hash: str = "") -> Path:
     # Detectron2's main branch knows this ending; here names are matched in any case.
     text = str(name).removesuffix("?matching_heuristics=True")
     url = text.replace(DETECTRON2_PREFIX, DETECTRON2_URL, 1) if text.startswith(DETECTRON2_PREFIX) else text
+    if text.startswith(TIMM_PREFIX):
+        url = _timm_url(text)
     if urlsplit(url).scheme in ("http", "https"):
         file, expected = cached_path(url), _parsed_hash(url, expected_hash)
         if not _is_good(file, *expected):
@@ -63,13 +68,30 @@ def resolve(name: str | Path, expected_hash: str = "") -> Path:
     path = Path(text.removeprefix("file://")).expanduser()
     if path.exists():
         return path
-    advice = "Give a path that exists, a URL, or a detectron2:// name (MODEL.WEIGHTS)."
+    advice = "Give a path that exists, a URL, or a detectron2:// or timm:// name (MODEL.WEIGHTS)."
     if re.match(r"R-\d+\.pkl$", path.name):
         source = f"resnet{path.stem.removeprefix('R-')}-XXXXXXXX.pth"
         advice = f"Make it of torchvision's: python -m mask_former.convert {source} {path.name}"
     elif path.name.startswith("swin_"):
         advice = f"Make it of the Swin release's: python -m mask_former.convert {path.stem}.pth {path.name}"
     raise FileNotFoundError(f"{text}: no such file in {Path.cwd()}. {advice}")
+
+
+def _timm_url(text: str) -> str:
+    """Return where the weights are that timm's own download fetches."""
+    try:
+        timm = importlib.import_module("timm")
+    except ImportError as error:
+        raise ModuleNotFoundError(f"{text} needs timm: pip install 'mask-former[timm]'") from error
+    name = text.removeprefix(TIMM_PREFIX)
+    known = timm.list_pretrained(f"{name.split('.')[0]}.*")
+    if name not in known:
+        hint = f"it has {', '.join(known[:5])}" if known else "timm.list_pretrained() has their names"
+        raise ValueError(f"{text}: timm {timm.__version__} has no such weights; {hint}.")
+    record = timm.get_pretrained_cfg(name)
+    if not record.hf_hub_id:
+        return record.url
+    return f"https://huggingface.co/{record.hf_hub_id}/resolve/main/model.safetensors"
 
 
 def cached_path(url: str) -> Path:

@@ -78,6 +78,21 @@ def read_checkpoint(file: str | Path, allow_unsafe: bool = False) -> dict[str, A
         raise DamagedFileError(f"{file} {reason}. Fetch or write it again.") from error
 
 
+def read_metadata(file: str | Path) -> dict[str, Any]:
+    """Return the metadata of a checkpoint as training writes it, without reading its weights.
+
+    Raises DamagedFileError if they cannot be read; altered weights go unnoticed.
+    """
+    try:
+        _check_archive(Path(file), Path(file).stat().st_size, with_checksums=False)
+        content = torch.load(str(file), map_location="cpu", weights_only=True, mmap=True)
+        metadata = content["metadata"]
+    except Exception as error:
+        raise DamagedFileError(f"{file} has no metadata that can be read ({_one_line(error)}).") from error
+    refuse_endless(metadata, "metadata")
+    return metadata if isinstance(metadata, dict) else {}
+
+
 def _one_line(error: Exception) -> str:
     text = "".join(letter if letter.isprintable() else " " for letter in str(error)[: 2 * MAX_REASON])
     return text if len(text) <= MAX_REASON else f"{text[:MAX_REASON]}..."
@@ -127,8 +142,8 @@ def _read(file: Path, allow_unsafe: bool) -> Any:
             raise UnsafeFileError(f"holds {what}, which torch.load refuses as possibly unsafe") from error
 
 
-def _check_archive(file: Path, size: int) -> None:
-    """Refuse a zip archive that holds more than its size, or whose pickle takes more."""
+def _check_archive(file: Path, size: int, with_checksums: bool = True) -> None:
+    """Refuse a zip archive that holds more than its size, was altered, or whose pickle takes more."""
     with zipfile.ZipFile(file) as archive:
         entries = archive.infolist()
         is_packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
@@ -137,6 +152,9 @@ def _check_archive(file: Path, size: int) -> None:
         pickles = [entry for entry in entries if entry.filename.rpartition("/")[2] == "data.pkl"]
         if len(pickles) != 1:
             raise DamagedFileError(f"is a zip archive with {len(pickles)} entries data.pkl, expected one")
+        # torch writes a checksum for each entry, but does not look at it.
+        if with_checksums and (altered := archive.testzip()):
+            raise DamagedFileError(f"was altered after it was written: entry {altered} has another checksum")
         data = archive.read(pickles[0])
     check_pickle(BytesIO(data), len(data))
 

@@ -70,12 +70,16 @@ def rename_all(state: Mapping[str, Tensor], rules: Rules, dropped: str, expected
     return result
 
 
+class UnknownLayoutError(ValueError):
+    """The names of weights are those of no layout that can be converted."""
+
+
 def refuse_unknown(names: Iterable[str], source: str) -> None:
-    """Raise ValueError if there are any names."""
+    """Raise UnknownLayoutError if there are any names."""
     unknown = list(names)
     if unknown:
         shown = ", ".join(unknown[:5]) + (" ..." if len(unknown) > 5 else "")
-        raise ValueError(
+        raise UnknownLayoutError(
             f"{len(unknown)} entries are none of {source}: {shown}. The weights are of another architecture; "
             "converted are ResNets with one stem convolution, Swin (version 1), and MaskFormer with these."
         )

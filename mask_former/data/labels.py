@@ -12,7 +12,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from fvcore.transforms.transform import Transform
 
-from mask_former.formats import decode_mask, draw_polygons, read_label_map, read_panoptic_map
+from mask_former.formats import (
+    decode_mask,
+    draw_polygons,
+    read_panoptic_map,
+    read_semantic_label,
+    semantic_label_files,
+)
 
 VOID = 0  # the number of a pixel that belongs to no segment; segment i has the number i + 1
 
@@ -34,13 +40,13 @@ class Segments(NamedTuple):
     valid: np.ndarray  # (H, W) bool, False where a pixel is void or padding
 
 
-def read_semantic(file_name: str, num_classes: int, ignore_label: int) -> SegmentMap:
-    """Read a semantic label file: one segment for each class present, in order of classes."""
-    label = read_label_map(file_name)
+def read_semantic(entry: Mapping[str, Any], num_classes: int, ignore_label: int) -> SegmentMap:
+    """Read the semantic label of an entry: one segment for each class present, in order of classes."""
+    label = read_semantic_label(entry)
     values, *runs = _runs(label)
     is_class = (values >= 0) & (values < num_classes) & (values != ignore_label)
     if not np.all(is_class | (values == ignore_label)):
-        raise ValueError(_wrong_values(file_name, values, num_classes, ignore_label))
+        raise ValueError(_wrong_values(semantic_label_files(entry)[0], values, num_classes, ignore_label))
     return SegmentMap(_numbered(is_class, runs, label.shape), values[is_class])
 
 

@@ -2,6 +2,7 @@
 
 import logging
 import random
+import signal
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -61,10 +62,17 @@ def build_train_loader(
         AugmentedDataset(entries, mapper or build_train_mapper(cfg), seed),
         batch_sampler=batches,
         num_workers=loader.NUM_WORKERS,
+        worker_init_fn=_ignore_signals,
         collate_fn=list,  # pictures differ in size, so a batch is the list of its samples
         # Without its own generator the loader would draw from the generator of the model's dropout.
         generator=torch.Generator().manual_seed(seed),
     )
+
+
+def _ignore_signals(worker: int) -> None:
+    """Leave Ctrl-C and a closed terminal, which reach every process, to the main one, which then saves."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
 
 def build_test_loader(cfg: CfgNode, dataset_name: str) -> DataLoader[Entry]:

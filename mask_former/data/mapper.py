@@ -12,7 +12,7 @@ from detectron2.data import transforms as T
 from detectron2.data.detection_utils import check_image_size
 from detectron2.structures import Instances
 
-from mask_former.formats import read_picture
+from mask_former.formats import read_picture, semantic_label_files
 
 from .augmentations import Augmentations, LabelledPicture, crop_recipe, detr_recipe
 from .labels import VOID, SegmentMap, instance_segments, read_panoptic, read_semantic, split
@@ -29,7 +29,7 @@ RECIPES: dict[str, tuple[str, Callable[[CfgNode], Augmentations]]] = {
     "mask_former_instance": ("instance", crop_recipe),
     "detr_panoptic": ("panoptic", detr_recipe),
 }
-# Where an entry of a data set holds each kind of label.
+# Where an entry of a data set holds each kind of label; for others of semantic labels see `formats`.
 LABEL_KEYS = {"semantic": "sem_seg_file_name", "panoptic": "pan_seg_file_name", "instance": "annotations"}
 PICTURE_PADDING = 128
 
@@ -127,17 +127,18 @@ class TrainingMapper:
     def _read_segment_map(self, entry: Entry, shape: tuple[int, int]) -> SegmentMap | None:
         """Return the label of an entry, or None where it comes as annotations."""
         key = LABEL_KEYS[self.label]
-        if key not in entry:
+        if key not in entry and not (self.label == "semantic" and semantic_label_files(entry)):
             raise ValueError(
                 f"{entry['file_name']} has no {key!r} in its data set, which a {self.label} label needs "
                 f"(keys: {', '.join(entry)}). Choose the INPUT.DATASET_MAPPER_NAME that fits DATASETS.TRAIN."
             )
         if self.label == "instance":
             return None
-        file_name = entry[key]
         if self.label == "semantic":
-            segment_map = read_semantic(file_name, self.num_classes, self._ignore_label_of(entry))
+            file_name = semantic_label_files(entry)[0]
+            segment_map = read_semantic(entry, self.num_classes, self._ignore_label_of(entry))
         else:
+            file_name = entry[key]
             segment_map = read_panoptic(file_name, entry["segments_info"], self.num_classes)
         if segment_map.pixels.shape != shape:
             height, width = segment_map.pixels.shape

@@ -5,18 +5,19 @@ Each takes a name not yet registered and returns the data set's metadata; datase
 `len(metadata.stuff_classes)`, or `len(metadata.thing_classes)` of an instance data set.
 """
 
-from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.catalog import Metadata
 
 from mask_former.formats import LABEL_SUFFIXES, PICTURE_SUFFIXES, distinct_colors, load_classes, read_json
 
-from .coco import Entry, instance_metadata, load_instances, load_panoptic, panoptic_metadata
+from .coco import Entry, categories_of, instance_metadata, load_instances, load_panoptic, panoptic_metadata
+from .own.classes import check_names, first_repeated
+from .own.dataset import register_split, semantic_metadata
+from .own.files import files_by_stem
 
 PathLike = str | Path
 
@@ -44,7 +45,7 @@ def register_semantic(
         classes = [entry["name"] for entry in table]
         if colors is None and all("color" in entry for entry in table):
             colors = [entry["color"] for entry in table]
-    _check_classes(name, classes)
+    check_names(classes, f"Data set {name}")
     if 0 <= ignore_label < len(classes):
         raise ValueError(
             f"Data set {name}: ignore_label {ignore_label} is also the id of class "
@@ -55,13 +56,8 @@ def register_semantic(
         raise ValueError(
             f"Data set {name}: {len(colors)} colors for {len(classes)} classes; give one for each."
         )
-    metadata = {
-        **_existing(name, image_root=image_dir, sem_seg_root=label_dir),
-        "evaluator_type": "sem_seg",
-        "ignore_label": ignore_label,
-        "stuff_classes": list(classes),
-        "stuff_colors": [list(color) for color in colors],
-    }
+    paths = _existing(name, image_root=image_dir, sem_seg_root=label_dir)
+    metadata = {**paths, **semantic_metadata(classes, colors, ignore_label)}
     return _register(name, metadata, _load_pairs)
 
 
@@ -90,7 +86,7 @@ def register_coco_panoptic(
         "json_file": None,
         "evaluator_type": "coco_panoptic_seg",
         "ignore_label": ignore_label,
-        **panoptic_metadata(_categories(name, paths["panoptic_json"], ("id", "name", "isthing"))),
+        **panoptic_metadata(_categories(paths["panoptic_json"], ("id", "name", "isthing"))),
     }
     return _register(name, metadata, load_panoptic)
 
@@ -98,18 +94,12 @@ def register_coco_panoptic(
 def register_coco_instance(name: str, image_dir: PathLike, json_file: PathLike) -> Metadata:
     """Register instance labels in COCO's format, polygons or RLE; see `register_coco_panoptic`."""
     paths = _existing(name, image_root=image_dir, json_file=json_file)
-    classes = instance_metadata(_categories(name, paths["json_file"], ("id", "name")))
+    classes = instance_metadata(_categories(paths["json_file"], ("id", "name")))
     return _register(name, {**paths, "evaluator_type": "coco", **classes}, load_instances)
 
 
 def _register(name: str, metadata: dict[str, Any], load: Any) -> Metadata:
-    if name in DatasetCatalog:
-        raise ValueError(
-            f"A data set {name} is registered already; choose another name, or remove that one first with "
-            f"DatasetCatalog.remove({name!r}) and MetadataCatalog.remove({name!r})."
-        )
-    DatasetCatalog.register(name, partial(load, name, metadata))
-    return MetadataCatalog.get(name).set(**metadata)
+    return register_split(name, metadata, partial(load, name, metadata))
 
 
 def _existing(name: str, **paths: PathLike | None) -> dict[str, str]:
@@ -122,44 +112,25 @@ def _existing(name: str, **paths: PathLike | None) -> dict[str, str]:
     return {key: str(path) for key, path in expanded.items()}
 
 
-def _first_repeated(values: Iterable[Any]) -> Any:
-    return next((value for value, times in Counter(values).items() if times > 1), None)
-
-
-def _check_classes(name: str, classes: Sequence[str]) -> None:
-    if not classes:
-        raise ValueError(f"Data set {name} has no class; name at least one.")
-    repeated = _first_repeated(classes)
-    if repeated is not None:
-        raise ValueError(f"Data set {name} has two classes {repeated!r}; give each a name of its own.")
-
-
-def _categories(name: str, path: str, keys: Sequence[str]) -> list[dict[str, Any]]:
+def _categories(path: str, keys: Sequence[str]) -> list[Entry]:
     """Return the categories of a COCO file, sorted by id."""
     content = read_json(path, keys=("images", "annotations", "categories"))
-    for part in ("images", "categories"):
-        repeated = _first_repeated(entry["id"] for entry in content[part])
-        if repeated is not None:
-            raise ValueError(f"{path}: {part} has id {repeated!r} more than once; ids must be unique.")
-    for category in content["categories"]:
-        missing = [key for key in keys if key not in category]
-        if missing:
-            raise ValueError(f"{path}: category {category} lacks {', '.join(map(repr, missing))}; add it.")
-    categories = sorted(content["categories"], key=lambda category: category["id"])
-    _check_classes(name, [category["name"] for category in categories])
+    repeated = first_repeated(entry["id"] for entry in content["images"])
+    if repeated is not None:
+        raise ValueError(f"{path}: images has id {repeated!r} more than once; ids must be unique.")
     if not content["annotations"]:
-        raise ValueError(f"{path}: the list 'annotations' is empty, so data set {name} has no label.")
-    return categories
+        raise ValueError(f"{path}: the list 'annotations' is empty, so the data set has no label.")
+    return categories_of(content, path, keys)
 
 
 def _load_pairs(name: str, metadata: Mapping[str, Any]) -> list[Entry]:
-    pictures = _by_stem(metadata["image_root"], PICTURE_SUFFIXES)
+    pictures = files_by_stem(metadata["image_root"], PICTURE_SUFFIXES)
     if not pictures:
         suffixes = ", ".join(sorted(PICTURE_SUFFIXES))
         raise ValueError(f"Data set {name}: no picture ({suffixes}) under {metadata['image_root']}.")
     if "sem_seg_root" not in metadata:
         return [{"file_name": file} for file in pictures.values()]
-    labels = _by_stem(metadata["sem_seg_root"], LABEL_SUFFIXES)
+    labels = files_by_stem(metadata["sem_seg_root"], LABEL_SUFFIXES)
     unlabelled = sorted(pictures.keys() - labels.keys())
     if unlabelled:
         raise ValueError(
@@ -168,15 +139,3 @@ def _load_pairs(name: str, metadata: Mapping[str, Any]) -> list[Entry]:
             f"{pictures[unlabelled[0]]} first; add maps or take pictures out."
         )
     return [{"file_name": file, "sem_seg_file_name": labels[stem]} for stem, file in pictures.items()]
-
-
-def _by_stem(folder: str, suffixes: Collection[str]) -> dict[str, str]:
-    """Return path under the folder, without extension -> file, sorted."""
-    files: dict[str, str] = {}
-    for path in sorted(Path(folder).rglob("*")):
-        if path.suffix.lower() in suffixes:
-            stem = path.relative_to(folder).with_suffix("").as_posix()
-            if stem in files:
-                raise ValueError(f"{files[stem]} and {path} differ only in the extension; keep one of them.")
-            files[stem] = str(path)
-    return files

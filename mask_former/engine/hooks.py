@@ -1,7 +1,8 @@
-"""Hooks of a training run: stop on SIGTERM, keep the best checkpoint, log the progress."""
+"""Hooks of a training run: stop on a signal, keep the last and the best checkpoints, log the progress."""
 
 import json
 import logging
+import math
 import os
 import resource
 import signal
@@ -10,51 +11,83 @@ from types import FrameType
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
-from detectron2.engine import HookBase
+from detectron2.engine import HookBase, hooks
 from detectron2.utils import comm
 from detectron2.utils.events import EventWriter, get_event_storage
 
+from mask_former.engine.screen import progress_level
+
 logger = logging.getLogger(__name__)
 
-# Exit status that shells report for a process ended by SIGTERM.
-TERMINATED = 128 + signal.SIGTERM
+# What ends a run: a scheduler, a closed terminal, Ctrl-C.
+SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
+# Checkpoints of the period that stay: the last, and the one before in case that one is damaged.
+KEPT = 2
 
 
 class StopOnSignal(HookBase):
-    """On SIGTERM to any process, finish the step, save a checkpoint and end all processes."""
+    """On one of SIGNALS to any process, finish the step, save a checkpoint and end all processes.
+
+    The exit status is that of shells for a process ended by the signal. A second signal ends it at once.
+    """
 
     def __init__(self, checkpointer: DetectionCheckpointer) -> None:
         self.checkpointer = checkpointer
-        self.is_requested = False
+        self.requested = 0
 
     def before_train(self) -> None:
-        """Install the SIGTERM handler."""
-        self.previous_handler = signal.signal(signal.SIGTERM, self._request)
+        """Install the handlers; a signal that is ignored, as SIGHUP under nohup, stays ignored."""
+        self.previous = {number: signal.getsignal(number) for number in SIGNALS}
+        for number, handler in self.previous.items():
+            if handler != signal.SIG_IGN:
+                signal.signal(number, self._request)
 
     def _request(self, number: int, frame: FrameType | None) -> None:
-        self.is_requested = True
+        if self.requested:
+            raise KeyboardInterrupt
+        self.requested = number
 
     def after_step(self) -> None:
-        """Stop if any process has received the signal."""
-        if not any(comm.all_gather(self.is_requested)):
+        """Stop if any process has received a signal."""
+        number = max(comm.all_gather(self.requested))
+        if not number:
             return
         if comm.is_main_process():
             self.checkpointer.save(f"model_{self.trainer.iter:07d}")
         comm.synchronize()
         logger.warning(
-            "Stopped by SIGTERM after iteration %d, which is saved: --resume goes on", self.trainer.iter
+            "Stopped by %s after iteration %d, which is saved: --resume goes on",
+            signal.Signals(number).name,
+            self.trainer.iter,
         )
-        raise SystemExit(TERMINATED)
+        raise SystemExit(128 + number)
 
     def after_train(self) -> None:
-        """Restore the previous SIGTERM handler."""
-        signal.signal(signal.SIGTERM, self.previous_handler)
+        """Restore the previous handlers."""
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)
+
+
+class SaveAndClean(hooks.PeriodicCheckpointer):
+    """Detectron2's hook, which also deletes the checkpoints of the period but the last KEPT.
+
+    Those of an interrupted part of the run are counted too; model_best.pth and model_final.pth stay.
+    """
+
+    def after_step(self) -> None:
+        """Save at the end of each period, and delete what is too old."""
+        super().after_step()
+        if (self.trainer.iter + 1) % self.period == 0:
+            folder = Path(self.checkpointer.save_dir)
+            for file in sorted(folder.glob(f"model_{'[0-9]' * 7}.pth"))[:-KEPT]:
+                file.unlink()
 
 
 class KeepBest(HookBase):
     """After each evaluation, save the weights as model_best.pth if their metric is the highest so far.
 
-    A resumed run reads the value from model_best.json. Runs on the main process, after the evaluation hook.
+    A score that is not defined (NaN) is the lowest. A resumed run reads the value from model_best.json.
+    Runs on the main process, after the evaluation hook.
     """
 
     def __init__(self, checkpointer: DetectionCheckpointer, metric: str) -> None:
@@ -66,7 +99,7 @@ class KeepBest(HookBase):
     def before_train(self) -> None:
         """Read the best value of the resumed run, if any."""
         is_resumed = self.trainer.start_iter > 0 and self.record.exists()
-        self.best = json.loads(self.record.read_text())["value"] if is_resumed else float("-inf")
+        self.best = json.loads(self.record.read_text())["value"] if is_resumed else math.nan
 
     def after_train(self) -> None:
         """Compare the value of the last evaluation, which runs after the last step."""
@@ -84,7 +117,7 @@ class KeepBest(HookBase):
         if iteration == self.compared_at:
             return
         self.compared_at = iteration
-        if value > self.best:
+        if math.isnan(self.best) or value > self.best:
             self.best = value
             self.checkpointer.save("model_best", tag_last=False, **{self.metric: float(value)})
             record = {"metric": self.metric, "value": float(value), "iteration": int(iteration)}
@@ -108,7 +141,8 @@ class ProgressLine(EventWriter):
         step_time = histories["time"].median(20)
         losses = {name: history.median(20) for name, history in histories.items() if _is_total(name)}
         hours, seconds = divmod(int(step_time * (self.max_iter - storage.iter - 1)), 3600)
-        logger.info(
+        logger.log(
+            progress_level(),
             "iter %d/%d  eta %d:%02d:%02d  %s  images/s %.1f  step %.3fs  data %.3fs  lr %.3g  memory %d MB",
             storage.iter + 1,
             self.max_iter,

@@ -65,7 +65,7 @@ def _row(
     assert result.image is not None
     keys = {
         "panoptic": {"pan_seg_file_name"},
-        "semantic": {"sem_seg_file_name", "pan_seg_file_name"},
+        "semantic": {"sem_seg_file_name", "sem_seg_masks", "pan_seg_file_name"},
         "instance": {"annotations"},
     }
     task = next((task for task, any_of in keys.items() if task in tasks and any_of & entry.keys()), None)

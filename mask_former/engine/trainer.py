@@ -22,8 +22,10 @@ from torch.optim.lr_scheduler import LRScheduler
 from mask_former.checkpoint import Checkpointer, describe, flat_metrics
 from mask_former.config import recomputes_activations, refuse_unsupported
 from mask_former.data.loader import build_test_loader
-from mask_former.engine.hooks import KeepBest, ProgressLine, StopOnSignal
+from mask_former.engine.averaging import BothEvaluator, WeightAverage
+from mask_former.engine.hooks import KeepBest, ProgressLine, SaveAndClean, StopOnSignal
 from mask_former.engine.sample_pictures import draw_samples
+from mask_former.engine.screen import ProgressBar
 from mask_former.engine.step import TrainingData, TrainStep
 from mask_former.evaluation import build_evaluators, check_evaluators, check_ground_truth, semantic_form
 from mask_former.evaluation.build import evaluators_of
@@ -56,6 +58,9 @@ class Trainer(DefaultTrainer):
         self.checkpointer = Checkpointer(
             model, cfg.OUTPUT_DIR, metadata=checkpoint_metadata(cfg), trainer=weakref.proxy(self)
         )
+        self.average = WeightAverage(model, cfg.SOLVER.EMA_DECAY) if cfg.SOLVER.EMA_DECAY else None
+        if self.average:
+            self.checkpointer.saving = self.average.applied
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.cfg = cfg
@@ -71,6 +76,22 @@ class Trainer(DefaultTrainer):
                 logger.warning("Nothing to resume in %s: starting from MODEL.WEIGHTS %r", folder, weights)
             self.checkpointer.load(weights, checkpointables=[], match_class_names=True)
         self._trainer.data_loader.start_iteration = self.start_iter
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore a saved state; learning rates follow from this run's configuration."""
+        base_rates = list(self.scheduler.base_lrs)
+        super().load_state_dict(state_dict)
+        self.scheduler.base_lrs = base_rates
+        self.scheduler.last_epoch -= 1
+        self.scheduler.step()
+
+    def after_step(self) -> None:
+        """Run the hooks; a step after which one of them fails is recorded."""
+        try:
+            super().after_step()
+        except Exception as error:
+            self._trainer.recorder.record(self._trainer, self._trainer.batch, error, "after the update")
+            raise
 
     def train(self) -> Any:
         """Train and return the results of the last evaluation, or None if there was none."""
@@ -93,19 +114,23 @@ class Trainer(DefaultTrainer):
         """Return the hooks in the order in which they run."""
         cfg = self.cfg
         is_main = comm.is_main_process()
-        result = [hooks.IterationTimer(), hooks.LRScheduler()]
+        result = [hooks.IterationTimer(), hooks.LRScheduler(), *([self.average] if self.average else [])]
         if is_main:
-            result.append(hooks.PeriodicCheckpointer(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD))
+            result.append(SaveAndClean(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD))
         # After the checkpoint is saved, in case evaluation fails.
         result.append(hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self._evaluate))
         if is_main and cfg.TEST.BEST_METRIC:
             result.append(KeepBest(self.checkpointer, cfg.TEST.BEST_METRIC))
         if is_main:
-            result.append(hooks.PeriodicWriter(self.build_writers(), period=LOG_PERIOD))
+            result += [hooks.PeriodicWriter(self.build_writers(), period=LOG_PERIOD), ProgressBar()]
         return [*result, StopOnSignal(self.checkpointer)]
 
-    def _evaluate(self) -> OrderedDict:
-        self._last_eval_results = self.test(self.cfg, self.model)
+    def _evaluate(self) -> OrderedDict | None:
+        if self.iter == self.max_iter - 1:
+            return None  # Detectron2's hook evaluates, too, when the last step has failed
+        model = self.average.averaged_model() if self.average else self.model
+        beside = self.model if self.average else None
+        self._last_eval_results = self.test(self.cfg, model, beside=beside)
         self.checkpointer.metadata["metrics"] = flat_metrics(self._last_eval_results or {})
         if self.iter == self.max_iter:
             self.iter -= 1  # a resumed run reads the last finished iteration
@@ -114,7 +139,7 @@ class Trainer(DefaultTrainer):
         cfg, count = self.cfg, self.cfg.TEST.SAMPLE_PICTURES
         if comm.is_main_process() and cfg.DATASETS.TEST and count:
             picture = Path(cfg.OUTPUT_DIR) / "samples" / f"iter_{self.iter:07d}.png"
-            draw_samples(self.model, cfg, cfg.DATASETS.TEST[0], count, picture)
+            draw_samples(model, cfg, cfg.DATASETS.TEST[0], count, picture)
         return self._last_eval_results
 
     def _save_final(self) -> None:
@@ -133,7 +158,7 @@ class Trainer(DefaultTrainer):
     def build_model(cls, cfg: CfgNode) -> nn.Module:
         """See `modeling.build.build_model`."""
         model = build_model(cfg)
-        logger.info("Model:\n%s", model)
+        logger.debug("Model:\n%s", model)
         return model
 
     @classmethod
@@ -160,15 +185,30 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def test(
-        cls, cfg: CfgNode, model: nn.Module, evaluators: list[DatasetEvaluator] | None = None
+        cls,
+        cfg: CfgNode,
+        model: nn.Module,
+        evaluators: list[DatasetEvaluator] | None = None,
+        beside: nn.Module | None = None,
     ) -> OrderedDict:
-        """Return the scores of the model on every set of DATASETS.TEST, by task and name."""
+        """Return the scores of the model on every set of DATASETS.TEST, by task and name.
+
+        Those of a model `beside` it, for the same pictures in the same pass, are rows of their own (`_raw`).
+        """
         if isinstance(evaluators, DatasetEvaluator):
             evaluators = [evaluators]
         if evaluators is None:
             evaluators = [cls.build_evaluator(cfg, name) for name in cfg.DATASETS.TEST]
         check_evaluators(cfg, evaluators)
-        return super().test(cfg, with_rules(model, semantic_form=semantic_form(evaluators)), evaluators)
+        form = semantic_form(evaluators)
+        if beside is not None:
+            folder, second = (
+                str(Path(cfg.OUTPUT_DIR) / "inference_raw"),
+                with_rules(beside, semantic_form=form),
+            )
+            others = [cls.build_evaluator(cfg, name, folder) for name in cfg.DATASETS.TEST]
+            evaluators = [BothEvaluator(*pair, second) for pair in zip(evaluators, others, strict=True)]
+        return super().test(cfg, with_rules(model, semantic_form=form), evaluators)
 
     @classmethod
     def test_with_tta(cls, cfg: CfgNode, model: nn.Module) -> OrderedDict:

@@ -9,6 +9,8 @@ from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators, SemSegEvaluator
 from detectron2.utils import comm
 
+from mask_former.formats import semantic_label_files
+
 from .detectron2_evaluators import CityscapesInstance, CityscapesSemantic, InstanceEvaluator
 from .evaluators import CountingEvaluator, PanopticEvaluator, SemanticEvaluator
 from .ground_truth import Entry, entries_by_file, metadata_value
@@ -45,7 +47,9 @@ def evaluators_of(cfg: CfgNode, dataset_name: str) -> Mapping[str, Constructor]:
             f"Data set {dataset_name} has evaluator_type '{kind}'; choose from {', '.join(EVALUATORS)}."
         )
     constructors = {key: make for key, make in EVALUATORS[kind].items() if cfg.MODEL.MASK_FORMER.TEST[key]}
-    if constructors.get("INSTANCE_ON") is InstanceEvaluator and not metadata.get("json_file"):
+    # The entries of a set of instances hold them; those of a panoptic set do not.
+    is_missing = kind != "coco" and not metadata.get("json_file")
+    if constructors.get("INSTANCE_ON") is InstanceEvaluator and is_missing:
         logger.warning(
             "%s has no instance annotations to evaluate 'instances' by; set its metadata 'json_file', "
             "or MODEL.MASK_FORMER.TEST.INSTANCE_ON False.", dataset_name,
@@ -128,8 +132,8 @@ def check_ground_truth(cfg: CfgNode, dataset_names: Sequence[str], sample: int =
 
 
 def _check_files(entries: Sequence[Entry], dataset_name: str) -> None:
-    keys = ("file_name", "sem_seg_file_name", "pan_seg_file_name")
-    names = [entry[key] for entry in entries for key in keys if key in entry]
+    names = [entry[key] for entry in entries for key in ("file_name", "pan_seg_file_name") if key in entry]
+    names += [file for entry in entries for file in semantic_label_files(entry)]
     missing = [name for name in names if not Path(name).is_file()]
     if missing:
         raise FileNotFoundError(

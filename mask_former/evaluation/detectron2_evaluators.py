@@ -6,8 +6,9 @@ import importlib.util
 import io
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 from typing import Any
 
@@ -22,7 +23,7 @@ from detectron2.evaluation import (
     DatasetEvaluator,
 )
 
-from .ground_truth import Entry, class_name, metadata_value, required_result
+from .ground_truth import Entry, annotations_of_entries, class_name, metadata_value, required_result
 
 logger = logging.getLogger(__name__)
 
@@ -41,22 +42,19 @@ class InstanceEvaluator(COCOEvaluator):
         """Read the annotations.
 
         Args:
-            dataset_name: a registered data set with `json_file` in its metadata.
+            dataset_name: a registered data set with `json_file` in its metadata, or with "annotations",
+                "height" and "width" in its entries.
             output_dir: where `coco_instances_results.json` is written.
             distributed: collect the results of all processes.
         """
         metadata = MetadataCatalog.get(dataset_name)
-        path = metadata_value(metadata, "json_file", "COCO instance annotations")
-        if not (Path(path).is_file() and hasattr(metadata, "thing_dataset_id_to_contiguous_id")):
-            # Detectron2's COCO loader sets the map when it runs; a synthetic set writes its files then.
-            DatasetCatalog.get(dataset_name)
-        if not Path(path).is_file():
-            raise FileNotFoundError(f"Data set {dataset_name}: the instance annotations {path} are missing.")
+        path = metadata.get("json_file") or f"the entries of {dataset_name}"
         try:
-            # The fast implementation is compiled, and documented as not official.
-            super().__init__(
-                dataset_name, ("bbox", "segm"), distributed, output_dir=str(output_dir), use_fast_impl=False
-            )
+            with _with_annotations(dataset_name) as name:
+                # The fast implementation is compiled, and documented as not official.
+                super().__init__(
+                    name, ("bbox", "segm"), distributed, output_dir=str(output_dir), use_fast_impl=False
+                )
             categories = sorted(self._coco_api.getCatIds())
             self._num_annotations = len(self._coco_api.dataset["annotations"])
         except (ValueError, KeyError, TypeError, AssertionError) as error:
@@ -104,6 +102,29 @@ class InstanceEvaluator(COCOEvaluator):
             known = instances[rank >= 0]
             known.pred_classes = rank[rank >= 0]
             super().process([entry], [{"instances": known}])
+
+
+@contextlib.contextmanager
+def _with_annotations(dataset_name: str) -> Iterator[str]:
+    """Give a name whose metadata have a "json_file": the data set, or a passing one made of its entries."""
+    metadata = MetadataCatalog.get(dataset_name)
+    path = metadata.get("json_file")
+    if path:
+        if not (Path(path).is_file() and hasattr(metadata, "thing_dataset_id_to_contiguous_id")):
+            # Detectron2's COCO loader sets the map when it runs; a synthetic set writes its files then.
+            DatasetCatalog.get(dataset_name)
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"Data set {dataset_name}: the annotations {path} are missing.")
+        yield dataset_name
+        return
+    with TemporaryDirectory() as folder:
+        file = Path(folder, "annotations.json")
+        file.write_text(json.dumps(annotations_of_entries(dataset_name)))
+        MetadataCatalog.get(str(file)).set(json_file=str(file))
+        try:
+            yield str(file)
+        finally:
+            MetadataCatalog.pop(str(file))
 
 
 class _CityscapesScripts(DatasetEvaluator):

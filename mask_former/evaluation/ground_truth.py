@@ -4,11 +4,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import pycocotools.mask
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.catalog import Metadata
+from detectron2.structures import BoxMode
 from numpy.typing import NDArray
 
-from mask_former.formats import read_label_map, read_panoptic_map
+from mask_former.formats import read_panoptic_map, read_semantic_label, run_lengths_of, semantic_label_files
 
 from .quality import PanopticSegments, segment_index, segments_from_info, to_classes
 
@@ -82,7 +84,7 @@ def class_name(metadata: Metadata, key: str, index: int) -> str:
 
 def semantic_classes(dataset_name: str, entries: Mapping[str, Entry]) -> Classes:
     """Return the classes of a data set's semantic labels; if no entry has any, the panoptic classes."""
-    if not any("sem_seg_file_name" in entry for entry in entries.values()):
+    if not any(map(semantic_label_files, entries.values())):
         return panoptic_classes(dataset_name)
     metadata = MetadataCatalog.get(dataset_name)
     names = [str(name) for name in metadata_value(metadata, "stuff_classes", "class names by class index")]
@@ -114,6 +116,36 @@ def entries_by_file(dataset_name: str) -> dict[str, Entry]:
     return entries
 
 
+def annotations_of_entries(dataset_name: str) -> dict[str, Any]:
+    """Return the instances of a data set in the form of COCO's annotation files, from its entries."""
+    metadata = MetadataCatalog.get(dataset_name)
+    index_of = metadata_value(metadata, "thing_dataset_id_to_contiguous_id", "category id -> class index")
+    names = metadata_value(metadata, "thing_classes", "class names by class index")
+    category_of = {index: category for category, index in index_of.items()}
+    images: list[Entry] = []
+    annotations: list[Entry] = []
+    for entry in entries_by_file(dataset_name).values():
+        images.append({"id": entry["image_id"], "height": entry["height"], "width": entry["width"]})
+        for instance in entry["annotations"]:
+            mask = run_lengths_of(instance["segmentation"], entry["height"], entry["width"])
+            box = pycocotools.mask.toBbox(mask).tolist()
+            if "bbox" in instance:
+                box = BoxMode.convert(list(instance["bbox"]), instance["bbox_mode"], BoxMode.XYWH_ABS)
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": entry["image_id"],
+                    "category_id": category_of[instance["category_id"]],
+                    "iscrowd": int(instance.get("iscrowd", 0)),
+                    "area": instance.get("area") or int(pycocotools.mask.area(mask)),
+                    "bbox": box,
+                    "segmentation": mask,
+                }
+            )
+    categories = [{"id": category, "name": names[index]} for category, index in index_of.items()]
+    return {"images": images, "annotations": annotations, "categories": categories}
+
+
 def panoptic_target(entry: Entry, num_classes: int) -> PanopticTarget:
     """Return the true panoptic map (H, W) of a picture, and its segments."""
     if "pan_seg_file_name" not in entry:
@@ -131,9 +163,9 @@ def semantic_target(entry: Entry, num_classes: int, ignore_label: int | None) ->
 
     Without semantic labels they are taken from the panoptic truth, crowds included.
     """
-    if "sem_seg_file_name" in entry:
-        source = entry["sem_seg_file_name"]
-        return to_classes(read_label_map(source), num_classes, ignore_label, source)
+    files = semantic_label_files(entry)
+    if files:
+        return to_classes(read_semantic_label(entry), num_classes, ignore_label, files[0])
     panoptic_map, segments = panoptic_target(entry, num_classes)
     class_of_segment = np.concatenate([[num_classes], segments.classes])
     return class_of_segment[segment_index(panoptic_map, segments.ids, entry["pan_seg_file_name"])]

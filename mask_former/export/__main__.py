@@ -1,4 +1,4 @@
-"""Command line: `python -m mask_former.export model_final.pth model.onnx [--verify photos/]`."""
+"""Export a model to one file: `python -m mask_former.export model_final.pth model.onnx [--verify FOLDER]`."""
 
 import argparse
 import logging

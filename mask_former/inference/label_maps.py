@@ -12,6 +12,8 @@ their logits. Scores are sums over the masks, so both bounds carry over. From co
 3. Remaining pixels: the scores of the cells are resized. Where the leading class is still uncertain, the
    masks that contribute most of the error are resized exactly, then all masks.
 
+Where step 1 leaves most candidates, as with noisy masks, all scores of the candidates are computed instead.
+
 Bounds are widened by `ROUNDING`, so classes can only change places where float32 rounding decides anyway.
 """
 
@@ -31,12 +33,17 @@ from mask_former.inference.label_blocks import (
     divide_into_blocks,
 )
 from mask_former.inference.resizing import Size, Sizes, finite, values_at, windows
-from mask_former.inference.strips import strip_numbers
+from mask_former.inference.strips import mask_probs_at, strip_numbers, strips_of
 from mask_former.inference.tensor_ops import index_of_first, index_of_highest, product, side_by_side
 
 # If x has the range r, f(mean of x) differs from the mean of f(x) by at most r^2 / 8 times the maximum of
 # |f''|, which for the sigmoid is 1 / (6 sqrt 3).
 MEAN_ERROR = 1 / (8 * 6 * 3**0.5)
+
+# A row of blocks with more than this share of its candidates in an average block skips steps 2 and 3, unless
+# the candidates are few: with noisy masks these steps decide little and cost more than they save.
+UNDECIDED_SHARE = 0.6
+FEW_CANDIDATES = 8
 
 # Masks that together contribute at most this share of the error are not resized with the others.
 ERROR_SHARE = 0.01
@@ -107,15 +114,35 @@ def pruned_labels(
         rows = blocks.rows[number]
         stripe = labels[rows.start : rows.stop]
         is_candidate = candidate_classes(grid, blocks, number)
+        num_candidates = is_candidate.sum(0)
+        classes = is_candidate.any(1).nonzero().squeeze(1)
+        num_undecided = max(UNDECIDED_SHARE * len(classes), FEW_CANDIDATES)
+        if float(num_candidates.float().mean()) > num_undecided:
+            probs = class_probs[:, classes]
+            stripe[:] = classes[labels_of_rows(probs, mask_logits, sizes, rows, resize_logits)]
+            return
         for candidate, columns in zip(index_of_first(is_candidate).tolist(), blocks.columns, strict=True):
             stripe[:, columns.start : columns.stop] = candidate
-        for first, last in _parts(is_candidate.sum(0).tolist()):
+        for first, last in _parts(num_candidates.tolist()):
             classes = is_candidate[:, first : last + 1].any(1).nonzero().squeeze(1)
             columns = range(blocks.columns[first].start, blocks.columns[last].stop)
             stripe[:, columns.start : columns.stop] = _part_labels(grid, rows, columns, classes)
 
     side_by_side(label, range(len(blocks.rows)), class_probs.device)
     return labels
+
+
+def labels_of_rows(
+    class_probs: Tensor, mask_logits: Tensor, sizes: Sizes, rows: range, resize_logits: bool
+) -> Tensor:
+    """Return the labels (rows, W) int64 of some rows from all scores, for few pixels at a time."""
+    weights = class_probs.t().contiguous()
+    chunk = max(1, strip_numbers(weights.device) // len(weights))
+    labels = []
+    for strip in strips_of(mask_logits, sizes, rows):
+        mask_probs = mask_probs_at(mask_logits, sizes, strip, resize_logits).flatten(1)
+        labels += [index_of_highest(product(weights, pixels)) for pixels in mask_probs.split(chunk, 1)]
+    return torch.cat(labels).view(len(rows), -1)
 
 
 def _parts(num_candidates: list[int]) -> Iterator[tuple[int, int]]:

@@ -17,10 +17,10 @@ import torch
 from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
-from mask_former.inference.label_maps import pruned_labels
+from mask_former.inference.label_maps import labels_of_rows, pruned_labels
 from mask_former.inference.resizing import Sizes
 from mask_former.inference.rules import NO_CLASS, ResultRules
-from mask_former.inference.strips import mask_prob_strips, mask_probs_at, strip_numbers, strips_of
+from mask_former.inference.strips import mask_probs_at, strips_of
 from mask_former.inference.tensor_ops import index_of_highest, product, side_by_side
 
 # Products of query and class per pixel up to which a CPU computes all scores faster than it prunes.
@@ -120,20 +120,7 @@ def semantic_labels(
         )
     if class_probs.device.type == "cpu" and class_probs.numel() > FEW_PRODUCTS:
         return pruned_labels(class_probs, mask_logits, sizes, resize_logits=resize_logits)
-    return _labels_of_all_scores(class_probs, mask_logits, sizes, resize_logits)
-
-
-def _labels_of_all_scores(
-    class_probs: Tensor, mask_logits: Tensor, sizes: Sizes, resize_logits: bool
-) -> Tensor:
-    weights = class_probs.t().contiguous()
-    labels = torch.empty(sizes.output, dtype=torch.int64, device=class_probs.device)
-    chunk = max(1, strip_numbers(class_probs.device) // weights.shape[0])
-    for rows, mask_probs in mask_prob_strips(mask_logits, sizes, resize_logits):
-        chunks = mask_probs.flatten(1).split(chunk, dim=1)
-        best = [index_of_highest(product(weights, pixels)) for pixels in chunks]
-        labels[rows] = torch.cat(best).view(mask_probs.shape[1:])
-    return labels
+    return labels_of_rows(class_probs, mask_logits, sizes, range(sizes.output[0]), resize_logits)
 
 
 @torch.no_grad()

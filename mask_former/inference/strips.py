@@ -3,8 +3,6 @@
 Values are those of the published order of operations on whole maps, without a full-size map of every query.
 """
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -22,30 +20,23 @@ def strip_numbers(device: torch.device) -> int:
     return _STRIP_NUMBERS.get(device.type, _STRIP_NUMBERS_ELSEWHERE)
 
 
-def mask_prob_strips(
-    mask_logits: Tensor, sizes: Sizes, resize_logits: bool
-) -> Iterator[tuple[slice, Tensor]]:
-    """Yield the mask probabilities at the output size as (rows, (N, rows, W) float32), top to bottom.
-
-    If class scores are to be resized (`resize_logits` False), the probabilities are resized instead: scores
-    are linear in them, so the result is the same, and its cost does not grow with the number of classes.
-    """
-    for rows in strips_of(mask_logits, sizes):
-        yield slice(rows.start, rows.stop), mask_probs_at(mask_logits, sizes, rows, resize_logits)
-
-
-def strips_of(mask_logits: Tensor, sizes: Sizes) -> list[range]:
-    """Return the rows of each strip of `mask_prob_strips`."""
+def strips_of(mask_logits: Tensor, sizes: Sizes, rows: range | None = None) -> list[range]:
+    """Return the rows of each strip of the output, or of some rows of it, top to bottom."""
     height, width = sizes.output
     # If the output is smaller than the image, each of its rows is computed from several.
     image_rows = max(1, -(-sizes.image[0] // height))
     elements_per_row = max(1, len(mask_logits)) * max(width, sizes.padded[1]) * image_rows
     strip_height = max(1, strip_numbers(mask_logits.device) // elements_per_row)
-    return [range(start, min(start + strip_height, height)) for start in range(0, height, strip_height)]
+    rows = rows or range(height)
+    return [rows[start : start + strip_height] for start in range(0, len(rows), strip_height)]
 
 
 def mask_probs_at(mask_logits: Tensor, sizes: Sizes, rows: range, resize_logits: bool) -> Tensor:
-    """Return rows of the mask probabilities, (N, rows, W) float32; see `mask_prob_strips`."""
+    """Return rows of the mask probabilities at the output size, (N, rows, W) float32.
+
+    If class scores are to be resized (`resize_logits` False), the probabilities are resized instead: scores
+    are linear in them, so the result is the same, and its cost does not grow with the number of classes.
+    """
     (padded_height, padded_width), (image_height, image_width), (height, width) = sizes
     # Rows of the cropped image that these output rows are interpolated from.
     image_rows = source_rows(rows, image_height, height)

@@ -14,8 +14,10 @@ from torch.utils.checkpoint import checkpoint
 
 from mask_former.config import available_device
 from mask_former.inference.ruled_model import RuledModel
+from mask_former.modeling.freezing import freeze_backbone
 from mask_former.modeling.per_pixel import PerPixelModel
 from mask_former.modeling.swin import SwinBlock
+from mask_former.modeling.timm_backbone import with_pixel_statistics
 from mask_former.modeling.transformer import DecoderLayer, EncoderLayer
 
 # Detectron2's architectures whose results follow rules as well, by their registered names.
@@ -37,10 +39,13 @@ def build_model(
     device = device or available_device(cfg.MODEL.DEVICE)
     if not cfg.is_frozen():
         cfg.MODEL.DEVICE = device
+    cfg = with_pixel_statistics(cfg)
     name = cfg.MODEL.META_ARCHITECTURE
     architecture = RULED.get(name) or META_ARCH_REGISTRY.get(name)
     is_ruled = issubclass(architecture, RuledModel)
     model = architecture(cfg, thing_ids=thing_ids) if is_ruled else architecture(cfg)
+    if cfg.MODEL.BACKBONE.FREEZE != "none":
+        freeze_backbone(model.backbone, cfg.MODEL.BACKBONE.FREEZE)
     return model.to(device)
 
 

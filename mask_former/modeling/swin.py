@@ -14,6 +14,7 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from torch import Tensor, nn
 
+from mask_former.modeling.freezing import check_stages
 from mask_former.modeling.window_attention import BlockOptions, WindowAttention, shift_masks
 
 
@@ -258,6 +259,24 @@ class D2SwinTransformer(Backbone):
                 normalized = self.get_submodule(f"norm{i}")(stage_map)
                 maps[f"res{i + 2}"] = normalized.permute(0, 3, 1, 2).contiguous()
         return maps
+
+    def layer_numbers(self) -> dict[str, int]:
+        """Return the layer of each parameter, the first 0: what layer-wise decay counts."""
+        numbers, count = {}, 0
+        for name, _ in self.named_parameters():
+            if name.endswith(
+                "norm1.weight"
+            ):  # the first of a block; what leads to the next stage goes with it
+                count += 1
+            numbers[name] = count + 1 if name.startswith("norm") else count
+        return numbers
+
+    def pretrained_parts(self, stages: int | None) -> list[nn.Module | nn.Parameter]:
+        """Return what is pretrained, of all stages or the first; the output norms are not."""
+        if stages is not None:
+            check_stages(stages, len(self.layers))
+        parts: list[nn.Module | nn.Parameter] = [self.patch_embed, self.pos_drop, *self.layers[:stages]]
+        return parts if self.absolute_pos_embed is None else [*parts, self.absolute_pos_embed]
 
     def _frozen_modules(self) -> list[nn.Module]:
         """Modules without training and dropout; output norms are not part of the pre-trained stages."""

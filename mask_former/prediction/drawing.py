@@ -7,6 +7,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 from detectron2.utils.visualizer import Visualizer
+from matplotlib.transforms import Bbox
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -16,8 +17,7 @@ from mask_former.prediction.values import PredictedValues
 DRAWN_TASKS = ("panoptic", "semantic", "instance")
 OPACITY = 0.6
 EDGE = (255, 255, 240)
-# Height of a line and approximate width of a letter, in pixels of the drawing.
-TEXT_HEIGHT, TEXT_WIDTH = 12, 7
+TEXT_PADDING = 1  # pixels of the dark box around a text
 # Change of hue and factor of brightness for the first, second, ... segment of a thing class.
 SHADES = ((0.0, 1.0), (0.04, 0.8), (-0.04, 1.25), (0.08, 0.95), (-0.08, 0.7), (0.02, 1.4), (-0.02, 0.6))
 
@@ -173,16 +173,38 @@ def _resized(mask: NDArray[np.bool_], size: tuple[int, int]) -> NDArray[np.bool_
 
 
 def _with_texts(painted: NDArray[np.uint8], layers: Sequence[_Layer], scale: float) -> NDArray[np.uint8]:
+    """Return the drawing with the text of each layer; a text that finds no free place is left out."""
     canvas = Visualizer(painted)
-    for layer in layers:
+    placed: list[Bbox] = []
+    # Those in front are the small ones, whose place is on them.
+    for layer in reversed(layers):
         if not layer.mask.any():
             continue
         # The text is centred where the mask is widest, which also suits masks with holes.
         depth = cv2.distanceTransform(np.pad(layer.mask, 1).astype(np.uint8), cv2.DIST_L2, 3)[1:-1, 1:-1]
         y, x = np.unravel_index(int(depth.argmax()), depth.shape)
         bright = tuple(0.5 + channel / 510 for channel in layer.color)
-        # Keep the text inside the image, unless it is wider.
-        half = min(TEXT_WIDTH * len(layer.text), painted.shape[1]) / 2
-        left = min(max((x + 0.5) * scale, half), painted.shape[1] - half)
-        canvas.draw_text(layer.text, (left, max(0.0, (y + 0.5) * scale - TEXT_HEIGHT / 2)), color=bright)
+        canvas.draw_text(layer.text, ((x + 0.5) * scale, (y + 0.5) * scale), color=bright)
+        text = canvas.output.ax.texts[-1]
+        box = _free_place(text.get_window_extent().padded(TEXT_PADDING), placed, painted.shape[1::-1])
+        if box is None:
+            text.remove()
+            continue
+        placed.append(box)
+        text.set_position(((box.x0 + box.x1) / 2, painted.shape[0] - box.y1 + TEXT_PADDING))
     return np.ascontiguousarray(canvas.output.get_image())
+
+
+def _free_place(box: Bbox, placed: Sequence[Bbox], size: tuple[int, ...]) -> Bbox | None:
+    """Return the box (y upwards) moved into the picture and off those placed, the nearest way up or down."""
+    width, height = size
+    # Centred upright; a text that is wider than the picture is cut off at both sides.
+    half = min(box.width, width) / 2
+    middle = min(max((box.x0 + box.x1) / 2, half), width - half)
+    for step in (0, 1, -1, 2, -2, 3, -3):
+        y0 = box.y0 + (0.5 + step) * box.height
+        y0 = min(max(y0, 0), height - box.height)
+        moved = Bbox.from_bounds(middle - box.width / 2, y0, box.width, box.height)
+        if not any(moved.overlaps(other) for other in placed):
+            return moved
+    return None

@@ -7,8 +7,8 @@ the network, so a batch holds only images that are padded to the size that each 
 import copy
 import itertools
 import logging
-from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,12 +24,13 @@ from mask_former import model_zoo
 from mask_former.checkpoint import described_config, read_checkpoint, resolve
 from mask_former.checkpoint.fitting import load_weights
 from mask_former.config import load_config, merge_opts
-from mask_former.inference import TASKS, ResultRules
+from mask_former.inference import ResultRules
 from mask_former.inference.ruled_model import QueryLogits
 from mask_former.modeling.build import as_ruled, build_model
 from mask_former.modeling.preparation import prepare_for_inference
 from mask_former.prediction.classes import ClassTable, classes_of_dataset, described_classes
 from mask_former.prediction.inputs import ErrorHandler, InputImage, PictureError, Source, load_all
+from mask_former.prediction.options import option_names, refuse_unknown, rules_with_options
 from mask_former.prediction.results import Result
 from mask_former.prediction.values import result_fields
 
@@ -39,6 +40,8 @@ logger = logging.getLogger(__name__)
 READ_AHEAD = 4
 # Pixels that a resized image must have on each side.
 MIN_SIDE = 4
+# What `from_checkpoint` and its siblings take by name.
+OPTIONS = (*option_names(rules_with_options), "classes", "precision")
 
 _shown_licences: set[str] = set()
 
@@ -76,41 +79,35 @@ class Predictor:
         cfg: CfgNode,
         classes: ClassTable,
         *,
-        score_threshold: float | None = None,
-        mask_threshold: float = 0.5,
-        overlap_threshold: float | None = None,
-        top_k: int | None = None,
-        classes_to_keep: Collection[str | int] | None = None,
-        tasks: Collection[str] | None = None,
         precision: str = "plain",
         metadata: dict[str, Any] | None = None,
+        **options: Any,
     ) -> None:
         """Wrap a model, which is put into evaluation mode; see `from_checkpoint` for the options."""
+        refuse_unknown(options, option_names(rules_with_options), "Predictor")
         model = as_ruled(model)
         self.model: Any = model.eval() if precision == "plain" else prepare_for_inference(model, precision)
         self.cfg = cfg
         self.classes = classes
         self.metadata = metadata or {}
-        rules = _with_tasks(model.rules, tasks, classes)
-        _check_thresholds(score_threshold, mask_threshold, overlap_threshold, top_k)
-        given: dict[str, Any] = {
-            "object_mask_threshold": score_threshold,
-            "instance_score_threshold": score_threshold,
-            "overlap_threshold": overlap_threshold,
-            "top_k": top_k,
-            "kept_classes": None if classes_to_keep is None else classes.indices_of(classes_to_keep),
-        }
-        self.rules = replace(
-            rules,
-            semantic_form="labels",
-            mask_threshold=mask_threshold,
-            **{name: value for name, value in given.items() if value is not None},
-        )
+        self.rules = rules_with_options(model.rules, classes, **options)
         model.check_rules(self.rules)
         self._resize = T.ResizeShortestEdge([cfg.INPUT.MIN_SIZE_TEST], cfg.INPUT.MAX_SIZE_TEST, "choice")
 
+    def __repr__(self) -> str:
+        kind, backbone = self.cfg.MODEL.META_ARCHITECTURE, self.cfg.MODEL.BACKBONE.NAME
+        names = ", ".join([*self.classes.names[:3], *(["..."] if len(self.classes) > 3 else [])])
+        classes = f"{len(self.classes)} classes ({names})"
+        return f"<Predictor: {kind}, {backbone}, {classes}, {' '.join(self.rules.tasks)}, {self.device}>"
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the model."""
+        return next(self.model.parameters()).device
+
     def with_rules(self, **changes: Any) -> "Predictor":
         """Return a predictor with the same model and some other rules, by the names in `ResultRules`."""
+        refuse_unknown(changes, [field.name for field in fields(ResultRules)], "with_rules")
         other = copy.copy(self)
         other.rules = replace(self.rules, **changes)
         self.model.check_rules(other.rules)
@@ -135,9 +132,9 @@ class Predictor:
                 top_k: most instances of an image (None: TEST.DETECTIONS_PER_IMAGE).
                 classes: names or indices that results may have; pixels of others become void.
                 tasks: of "semantic", "panoptic", "instance" (None: those that the configuration switches on).
-                precision: "plain", the network as it is trained; or a faster one, see
-                    `modeling.preparation`: "float32", which differs by rounding; "bfloat16"; "auto", the one
-                    of them that suits the device best.
+                precision: "float32" (default), which differs from the network as it is trained by rounding,
+                    see `modeling.preparation`; "plain", that network; "bfloat16", faster where the device
+                    has units for it; "auto", the one of them that suits the device best.
         """
         return cls._load(weights, None, device, opts, options)
 
@@ -175,6 +172,11 @@ class Predictor:
         options: dict[str, Any],
     ) -> "Predictor":
         """Return a predictor of a weight file; `cfg` None: the configuration that the file describes."""
+        options.setdefault("precision", "float32")
+        if "classes" in options:
+            options["classes_to_keep"] = options.pop("classes")
+        # Before the file is read, which takes longer.
+        refuse_unknown(options, OPTIONS, "Predictor")
         file = resolve(weights)
         checkpoint = read_checkpoint(file)
         metadata = checkpoint.get("metadata", {})
@@ -198,8 +200,6 @@ class Predictor:
         needs_things = is_described and cfg.MODEL.MASK_FORMER.TEST.PANOPTIC_ON
         model = build_model(cfg, device, classes.things if needs_things else classes.things or None)
         load_weights(model, checkpoint, str(file))
-        if "classes" in options:
-            options["classes_to_keep"] = options.pop("classes")
         return cls(model, cfg, classes, metadata=metadata, **options)
 
     @classmethod
@@ -223,11 +223,13 @@ class Predictor:
         return_logits: bool = False,
         top_k_queries: int | None = None,
         on_error: ErrorHandler | None = None,
+        **unknown: Any,
     ) -> Iterator[Result]:
         """Yield the result of each image in input order, as soon as its batch is predicted.
 
         Args:
-            inputs: a path, folder, glob pattern, array (H, W, 3) uint8 RGB, or an iterable of them.
+            inputs: a path of a picture or video, folder, glob pattern, address, PIL picture, array or tensor,
+                or an iterable of them; see `inputs.expand` for the shapes and types of arrays.
             batch_size: maximum number of images in one batch; all of them have the same padded size.
             output_size: (height, width) of all results; None: that of each image.
             return_scores: fill `Result.scores`, (K, H, W).
@@ -235,6 +237,9 @@ class Predictor:
             top_k_queries: use only this many queries, those with the highest class probabilities.
             on_error: called for images that cannot be read, which are skipped; None: raise `PictureError`.
         """
+        for name in unknown.keys() & OPTIONS:
+            raise TypeError(f"{name} is given when the predictor is made: from_checkpoint(..., {name}=...).")
+        refuse_unknown(unknown, option_names(type(self).stream), "predict")
         _check_request(batch_size, output_size, top_k_queries)
         rules = replace(self.rules, max_queries=top_k_queries)
         self.model.check_rules(rules)
@@ -316,30 +321,6 @@ def _on_host(logits: Any, rules: ResultRules) -> QueryLogits:
         raise ValueError("A per-pixel model has no queries: leave out return_logits.")
     class_logits, mask_logits, sizes = logits.strongest(rules.max_queries)
     return QueryLogits(class_logits.float().cpu(), mask_logits.float().cpu(), sizes)
-
-
-def _with_tasks(rules: ResultRules, tasks: Collection[str] | None, classes: ClassTable) -> ResultRules:
-    """Return rules with other tasks, and with the things of the classes where the model knows none."""
-    if tasks is not None:
-        tasks = [tasks] if isinstance(tasks, str) else list(tasks)
-        if not tasks or not set(tasks) <= set(TASKS):
-            raise ValueError(f"Tasks are {tasks}; choose one or more of {', '.join(TASKS)}.")
-        rules = replace(rules, tasks=tuple(task for task in TASKS if task in tasks))
-    if rules.thing_ids is None and (classes.things or "panoptic" in rules.tasks):
-        rules = replace(rules, thing_ids=classes.things)
-    return rules
-
-
-def _check_thresholds(
-    score_threshold: float | None, mask_threshold: float, overlap_threshold: float | None, top_k: int | None
-) -> None:
-    for name, value in (("score_threshold", score_threshold), ("overlap_threshold", overlap_threshold)):
-        if value is not None and not 0 <= value <= 1:
-            raise ValueError(f"{name} is {value}; it must be in 0..1.")
-    if not 0 < mask_threshold < 1:
-        raise ValueError(f"mask_threshold is {mask_threshold}; it must lie between 0 and 1.")
-    if top_k is not None and top_k < 1:
-        raise ValueError(f"top_k is {top_k}; it must be at least 1.")
 
 
 def _check_request(batch_size: int, output_size: tuple[int, int] | None, top_k_queries: int | None) -> None:

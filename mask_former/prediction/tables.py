@@ -7,15 +7,14 @@ written at the end, atomically. A journal that an interrupted run left behind is
 import csv
 import io
 import json
+import math
 import os
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from mask_former.formats import box_of_mask, coco_box, encode_mask, replacing
+from mask_former.formats import coco_box, encode_mask, replacing
 from mask_former.prediction.classes import ClassTable
 from mask_former.prediction.values import PredictedValues
 
@@ -191,30 +190,11 @@ def _thing_masks(result: PredictedValues) -> Iterator[tuple[Any, int, float, Any
 
 def csv_rows(result: PredictedValues) -> list[Entry]:
     """Return the rows of an image: its panoptic segments, else its instances, else its semantic classes."""
-    classes = result.classes
     rows = []
-    for task, segment_id, label, score, area, box in _segments(result):
-        names = (result.image_name, task, segment_id, classes.dataset_ids[label], classes.names[label])
-        values = (*names, int(classes.is_thing[label]), score, area, *box)
+    for segment in result:
+        dataset_id = result.classes.dataset_ids[segment.category_id]
+        names = (result.image_name, result.listed_task, segment.id, dataset_id, segment.name)
+        score = "" if math.isnan(segment.score) else round(segment.score, 6)
+        values = (*names, int(segment.is_thing), score, segment.area, *segment.box)
         rows.append(dict(zip(CSV_COLUMNS, values, strict=True)))
     return rows
-
-
-def _segments(result: PredictedValues) -> Iterator[tuple[str, int, int, Any, int, Any]]:
-    """Yield task, number, class, score, area and box of each segment, instance or class."""
-    if result.panoptic is not None:
-        for segment in result.segments:
-            score = round(segment.score, 6)
-            yield "panoptic", segment.id, segment.category_id, score, segment.area, segment.box
-    elif result.instances is not None:
-        instances = result.instances
-        columns = (instances.classes, instances.scores, instances.areas, instances.boxes)
-        rows = zip(*(column.tolist() for column in columns), strict=True)
-        for number, (label, score, area, box) in enumerate(rows, 1):
-            yield "instance", number, label, round(score, 6), area, box
-    elif result.semantic is not None:
-        for label in np.unique(result.semantic).tolist():
-            if label < len(result.classes):
-                mask = result.semantic == label
-                box = tuple(float(edge) for edge in box_of_mask(mask))
-                yield "semantic", label, label, "", int(mask.sum()), box

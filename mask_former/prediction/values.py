@@ -1,7 +1,8 @@
 """What is predicted for one image, as arrays and plain values in host memory."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -18,11 +19,11 @@ Box = tuple[float, float, float, float]
 
 @dataclass(frozen=True)
 class Segment:
-    """One segment of a panoptic map.
+    """One segment of a panoptic map; or an instance, or a class of a semantic map.
 
-    id: value of its pixels in the map.
+    id: value of its pixels in the map; of instances, a number from 1.
     category_id: class index in 0..K-1.
-    score: class probability; for merged stuff the highest one.
+    score: class probability; for merged stuff the highest one; NaN for a class of a semantic map.
     area: number of pixels.
     box: x0, y0, x1, y1 in pixel edges, the smallest box that contains it.
     """
@@ -57,6 +58,13 @@ class InstanceResults:
     def __len__(self) -> int:
         return len(self.scores)
 
+    def segments(self, classes: ClassTable) -> Iterator[Segment]:
+        """Yield them one by one, numbered from 1."""
+        columns = (self.classes, self.scores, self.areas, self.boxes)
+        rows = zip(self.names, *(column.tolist() for column in columns), strict=True)
+        for number, (name, label, score, area, box) in enumerate(rows, start=1):
+            yield Segment(number, label, name, classes.is_thing[label], score, area, tuple(box))
+
 
 @dataclass(frozen=True)
 class PredictedValues:
@@ -85,6 +93,35 @@ class PredictedValues:
     instances: InstanceResults | None = None
     scores: Tensor | None = None
     logits: QueryLogits | None = None
+
+    @property
+    def listed_task(self) -> str | None:
+        """Where the segments of iteration come from: "panoptic", else "instance", else "semantic"."""
+        maps = {"panoptic": self.panoptic, "instance": self.instances, "semantic": self.semantic}
+        return next((task for task, values in maps.items() if values is not None), None)
+
+    def __iter__(self) -> Iterator[Segment]:
+        """Yield the panoptic segments; without a panoptic map the instances, else the semantic classes."""
+        if self.panoptic is not None:
+            yield from self.segments
+        elif self.instances is not None:
+            yield from self.instances.segments(self.classes)
+        elif self.semantic is not None:
+            present = [label for label in np.unique(self.semantic).tolist() if label < len(self.classes)]
+            infos = [{"id": label + 1, "category_id": label, "score": math.nan} for label in present]
+            for segment in segments_of_map(self.semantic.astype(np.int32) + 1, infos, self.classes):
+                yield replace(segment, id=segment.category_id)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    def masks(self) -> NDArray[np.bool_]:
+        """Return the masks (N, H, W) of the segments in the order of iteration."""
+        if self.panoptic is None and self.instances is not None:
+            return self.instances.masks
+        values = self.semantic if self.panoptic is None else self.panoptic
+        masks = [values == segment.id for segment in self]
+        return np.array(masks, bool).reshape(len(masks), self.height, self.width)
 
     def labels(self) -> NDArray[np.integer] | None:
         """Return `semantic`, else the class of each panoptic segment; (H, W), None without both."""

@@ -102,7 +102,7 @@ class ResultWriter:
         is_written = {}
         if "overlay" in self.kinds:
             overlay = Image.fromarray(draw_result(result, image, **self.drawing))
-            save_image(overlay, self.folder / "overlay" / f"{stem}.jpg", quality=92, subsampling=0)
+            save_image(overlay, self.folder / "overlay" / f"{stem}.jpg")
         if "labels" in self.kinds:
             is_written["labels"] = self._write_labels(result, stem)
         if "panoptic" in self.kinds:
@@ -184,10 +184,13 @@ def _checked_kinds(kinds: Collection[str]) -> frozenset[str]:
     return kinds
 
 
-def save_image(image: Image.Image, file: Path, **options: Any) -> None:
-    """Write a JPEG or PNG file atomically; `options` are Pillow's."""
+def save_image(image: Image.Image, file: Path) -> None:
+    """Write an image atomically, in the format that the file's suffix names."""
+    Image.init()  # fills the table of suffixes
+    form = Image.EXTENSION[file.suffix.lower()]
+    options: dict[str, Any] = {"quality": 92, "subsampling": 0} if form == "JPEG" else {}
     try:
         with replacing(file, flush=False) as partial:
-            image.save(partial, format="JPEG" if file.suffix == ".jpg" else "PNG", **options)
+            image.save(partial, form, **options)
     except OSError as error:
         raise OSError(error.errno, f"cannot write: {error.strerror or error}", str(file)) from error

@@ -1,4 +1,4 @@
-"""The synthetic set from the command line: see `python -m mask_former.data.shapes --help`."""
+"""Draw the synthetic data set: `python -m mask_former.data.shapes --help`."""
 
 import argparse
 import logging

@@ -1,0 +1,40 @@
+"""Choice of CPU threads, in processes that have not loaded torch yet."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from mask_former.cpu import cpu_quota
+
+REPORT = "import os, mask_former; print(os.environ.get('OMP_WAIT_POLICY'), os.environ.get('OMP_NUM_THREADS'))"
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({"cpu.max": "150000 100000\n"}, 2),
+        ({"cpu.max": "max 100000\n"}, None),
+        ({"cpu/cpu.cfs_quota_us": "50000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 1),
+        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, None),
+        ({}, None),
+    ],
+)
+def test_quota_of_the_control_group_is_rounded_up(tmp_path, files, expected):
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(content)
+    assert cpu_quota(tmp_path) == expected
+
+
+@pytest.mark.parametrize(
+    ("chosen", "expected"),
+    [({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE"), ({"GOMP_SPINCOUNT": "100"}, "None")],
+)
+def test_threads_sleep_while_they_wait_unless_the_user_decides(chosen, expected):
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("OMP_", "GOMP_"))}
+    report = subprocess.run(
+        [sys.executable, "-c", REPORT], env=environment | chosen, capture_output=True, text=True, check=True
+    )
+    assert report.stdout.split()[0] == expected
