@@ -37,7 +37,7 @@ def checkpoint(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def predictor(checkpoint):
-    return Predictor.from_checkpoint(checkpoint, device="cpu")
+    return Predictor.from_checkpoint(checkpoint, device="cpu", precision="plain")
 
 
 @pytest.fixture(scope="module")
@@ -127,6 +127,11 @@ def test_graph_has_dynamic_axes_and_opset_18_without_custom_operators(onnx_file)
     assert "GridSample" not in {node.op_type for node in model.graph.node}
 
 
+def test_network_that_is_prepared_already_is_refused(checkpoint):
+    with pytest.raises(ValueError, match="export one of precision 'plain'"):
+        build_graph(Predictor.from_checkpoint(checkpoint, device="cpu").model)
+
+
 def test_graph_pads_like_the_model(predictor):
     # 33 x 60 with divisor 32: the mask grid covers 64 x 64 pixels.
     with torch.no_grad():
@@ -160,7 +165,7 @@ def test_swin_has_dynamic_sizes_too(tmp_path):
         cfg.MODEL.SWIN[key] = value
     cfg.MODEL.BACKBONE.NAME = "D2SwinTransformer"
     cfg.MODEL.MASK_FORMER.DEC_LAYERS = 1
-    predictor = Predictor.from_checkpoint(write_checkpoint(tmp_path, cfg), device="cpu")
+    predictor = Predictor.from_checkpoint(write_checkpoint(tmp_path, cfg), device="cpu", precision="plain")
     export(predictor, tmp_path / "swin.onnx")
     assert_same_logits(predictor, tmp_path / "swin.onnx", SIZES[:5])
 
@@ -172,7 +177,7 @@ def per_pixel_predictor(folder, head):
     cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST = 64, 160
     torch.manual_seed(0)
     Checkpointer(build_model(cfg), str(folder), metadata=describe(cfg, CLASSES)).save("model")
-    return Predictor.from_checkpoint(folder / "model.pth", device="cpu")
+    return Predictor.from_checkpoint(folder / "model.pth", device="cpu", precision="plain")
 
 
 def assert_same_labels(predictor, runner, sizes):

@@ -33,7 +33,7 @@ def photos(tmp_path_factory):
 def quantised(checkpoint, photos, tmp_path_factory):
     """A quantised file and its figures, the loss being that of labels that are wrong everywhere."""
     folder = tmp_path_factory.mktemp("quantised")
-    predictor = Predictor.from_checkpoint(checkpoint, device="cpu", tasks=["semantic"])
+    predictor = Predictor.from_checkpoint(checkpoint, device="cpu", precision="plain", tasks=["semantic"])
     for result in predictor(str(photos)):
         result.save(folder, ["labels"])
     for file in (folder / "labels").glob("*.png"):
@@ -70,7 +70,7 @@ def test_loss_is_that_of_true_labels_where_given(quantised):
 def test_openvino_file_is_quantised_and_runs(checkpoint, photos, tmp_path):
     pytest.importorskip("openvino", reason="needs the extra 'export'")
     pytest.importorskip("nncf", reason="needs the extra 'export'")
-    predictor = Predictor.from_checkpoint(checkpoint, device="cpu")
+    predictor = Predictor.from_checkpoint(checkpoint, device="cpu", precision="plain")
     quantize(predictor, tmp_path / "int8.xml", photos, **ANY)
     text = (tmp_path / "int8.xml").read_text()
     assert text.count('type="FakeQuantize"') > 20

@@ -38,7 +38,9 @@ EQUAL_PIXELS = 0.9999
 
 @pytest.fixture(scope="module")
 def predictor(tmp_path_factory):
-    return Predictor.from_checkpoint(write_checkpoint(tmp_path_factory.mktemp("model")), device="cpu")
+    return Predictor.from_checkpoint(
+        write_checkpoint(tmp_path_factory.mktemp("model")), device="cpu", precision="plain"
+    )
 
 
 @pytest.fixture(scope="module")

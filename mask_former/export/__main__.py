@@ -82,8 +82,9 @@ def build_predictor(arguments: argparse.Namespace) -> Predictor:
         return Predictor(build_model(cfg, "cpu", classes.things or None), cfg, classes)
     if arguments.config_file:
         cfg = load_config(arguments.config_file, arguments.opts)
-        return Predictor.from_config(cfg, arguments.weights, device="cpu")
-    return Predictor.from_checkpoint(arguments.weights, device="cpu", opts=arguments.opts)
+        return Predictor.from_config(cfg, arguments.weights, device="cpu", precision="plain")
+    options = {"device": "cpu", "opts": arguments.opts, "precision": "plain"}
+    return Predictor.from_checkpoint(arguments.weights, **options)
 
 
 def run(arguments: argparse.Namespace) -> int:
