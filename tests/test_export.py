@@ -1,10 +1,15 @@
 """Exported graphs against the Predictor: logits, maps, metadata, reports; for every kind of model."""
 
+import contextlib
+import io
 import json
+import re
 
 import numpy as np
 import pytest
 import torch
+from detectron2.modeling import build_model
+from PIL import Image
 from small_predictors import CLASSES, NAMES, decided_model, picture, small_config, write_checkpoint
 from tiny_models import tiny_config
 
@@ -14,7 +19,7 @@ onnxruntime = pytest.importorskip("onnxruntime", reason="needs the extra 'export
 from mask_former.checkpoint import Checkpointer, describe  # noqa: E402
 from mask_former.export.__main__ import main  # noqa: E402
 from mask_former.export.graph import build_graph, export, load_program  # noqa: E402
-from mask_former.export.parity import ProgramRunner, verify  # noqa: E402
+from mask_former.export.parity import ProgramRunner, Truth, read_pictures, verify  # noqa: E402
 from mask_former.prediction.predictor import Predictor  # noqa: E402
 from mask_former_runner import Runner  # noqa: E402
 
@@ -32,24 +37,47 @@ def checkpoint(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def predictor(checkpoint):
-    return Predictor.from_checkpoint(checkpoint, device="cpu")
-
-
-@pytest.fixture(scope="module")
-def onnx_file(predictor, tmp_path_factory):
-    file = tmp_path_factory.mktemp("onnx") / "model.onnx"
-    export(predictor, file)
-    return file
+    return Predictor.from_checkpoint(checkpoint, device="cpu", precision="plain")
 
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
-    from PIL import Image
-
     folder = tmp_path_factory.mktemp("photos")
     for number, (height, width) in enumerate(((90, 130), (120, 80))):
         Image.fromarray(picture(height, width, number)).save(folder / f"{number}.png")
     return folder
+
+
+@pytest.fixture(scope="module")
+def truth(predictor, photos, tmp_path_factory):
+    """A folder with the predictor's own results of the photos, as label files and in COCO's panoptic form."""
+    folder = tmp_path_factory.mktemp("truth")
+    for result in predictor(str(photos)):
+        result.save(folder, ["labels", "panoptic"])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def exported(checkpoint, photos, truth, tmp_path_factory):
+    """The ONNX file that the program wrote, its report on the photos, and what it printed."""
+    file, printed = tmp_path_factory.mktemp("onnx") / "model.onnx", io.StringIO()
+    labels = str(truth / "panoptic.json")
+    with contextlib.redirect_stdout(printed):
+        assert main([str(checkpoint), str(file), "--verify", str(photos), "--labels", labels]) == 0
+    report = json.loads(file.with_name("model.parity.json").read_text())
+    return file, report, printed.getvalue()
+
+
+@pytest.fixture(scope="module")
+def onnx_file(exported):
+    return exported[0]
+
+
+@pytest.fixture(scope="module")
+def program_file(predictor, tmp_path_factory):
+    file = tmp_path_factory.mktemp("program") / "model.pt2"
+    export(predictor, file)
+    return file
 
 
 def largest_difference(expected, found):
@@ -65,16 +93,17 @@ def images_of(size, batch):
 def assert_same_logits(predictor, file, sizes=SIZES):
     """Compare a file's outputs with the model's own, norms not folded, over sizes and batches 1, 2, 3."""
     reference = build_graph(predictor.model, fold=False)
-    session = onnxruntime.InferenceSession(file)
+    runner = Runner(file)
     for size in sizes:
         for batch in (1, 2, 3):
             images = images_of(size, batch)
             with torch.no_grad():
-                expected = reference(images)
-            found = session.run(list(reference.outputs), {"image": images.numpy()})
-            for name, a, b in zip(reference.outputs, expected, found, strict=True):
-                assert a.shape == b.shape
-                assert largest_difference(a.numpy(), b) < LOGITS, (name, size, batch)
+                expected = dict(zip(reference.outputs, reference(images), strict=True))
+            found = runner.graph(images.numpy())
+            assert found.keys() == expected.keys()
+            for name, logits in expected.items():
+                assert logits.shape == found[name].shape
+                assert largest_difference(logits.numpy(), found[name]) < LOGITS, (name, size, batch)
 
 
 def test_one_file_gives_the_logits_of_all_sizes_and_batches(predictor, onnx_file):
@@ -96,6 +125,11 @@ def test_graph_has_dynamic_axes_and_opset_18_without_custom_operators(onnx_file)
     assert not model.functions
     assert {node.domain for node in model.graph.node} == {""}
     assert "GridSample" not in {node.op_type for node in model.graph.node}
+
+
+def test_network_that_is_prepared_already_is_refused(checkpoint):
+    with pytest.raises(ValueError, match="export one of precision 'plain'"):
+        build_graph(Predictor.from_checkpoint(checkpoint, device="cpu").model)
 
 
 def test_graph_pads_like_the_model(predictor):
@@ -127,32 +161,49 @@ def test_file_names_no_path_of_the_machine_that_wrote_it(onnx_file):
 
 def test_swin_has_dynamic_sizes_too(tmp_path):
     cfg = small_config()
-    for key, value in {"EMBED_DIM": 16, "DEPTHS": [2, 2, 2, 2], "NUM_HEADS": [1, 2, 2, 4]}.items():
+    for key, value in {"EMBED_DIM": 16, "DEPTHS": [2, 1, 1, 1], "NUM_HEADS": [1, 2, 2, 4]}.items():
         cfg.MODEL.SWIN[key] = value
     cfg.MODEL.BACKBONE.NAME = "D2SwinTransformer"
-    predictor = Predictor.from_checkpoint(write_checkpoint(tmp_path, cfg), device="cpu")
+    cfg.MODEL.MASK_FORMER.DEC_LAYERS = 1
+    predictor = Predictor.from_checkpoint(write_checkpoint(tmp_path, cfg), device="cpu", precision="plain")
     export(predictor, tmp_path / "swin.onnx")
-    assert_same_logits(predictor, tmp_path / "swin.onnx")
+    assert_same_logits(predictor, tmp_path / "swin.onnx", SIZES[:5])
 
 
-@pytest.mark.parametrize("head", ["PerPixelBaselineHead", "PerPixelBaselinePlusHead"])
-def test_per_pixel_models(tmp_path, head):
+def per_pixel_predictor(folder, head):
     cfg = tiny_config(NUM_OBJECT_QUERIES=5)
     cfg.MODEL.META_ARCHITECTURE = "SemanticSegmentor"
     cfg.MODEL.SEM_SEG_HEAD.NAME = head
     cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST = 64, 160
     torch.manual_seed(0)
-    from detectron2.modeling import build_model
+    Checkpointer(build_model(cfg), str(folder), metadata=describe(cfg, CLASSES)).save("model")
+    return Predictor.from_checkpoint(folder / "model.pth", device="cpu", precision="plain")
 
-    Checkpointer(build_model(cfg), str(tmp_path), metadata=describe(cfg, CLASSES)).save("model")
-    predictor = Predictor.from_checkpoint(tmp_path / "model.pth", device="cpu")
-    export(predictor, tmp_path / "model.onnx")
-    assert_same_logits(predictor, tmp_path / "model.onnx", SIZES[:4])
-    runner = Runner(tmp_path / "model.onnx")
-    for size in ((90, 130), (61, 200)):
+
+def assert_same_labels(predictor, runner, sizes):
+    for size in sizes:
         (ours,), (theirs,) = predictor(picture(*size)), runner(picture(*size))
         assert (ours.semantic == theirs.semantic).mean() >= EQUAL_PIXELS
         assert len(np.unique(ours.semantic)) > 1
+
+
+def test_per_pixel_model_for_openvino(tmp_path):
+    pytest.importorskip("openvino", reason="needs the extra 'export'")
+    predictor = per_pixel_predictor(tmp_path, "PerPixelBaselineHead")
+    export(predictor, tmp_path / "model.xml")
+    assert_same_logits(predictor, tmp_path / "model.xml", SIZES[:4])
+    assert_same_labels(predictor, Runner(tmp_path / "model.xml"), [(90, 130), (61, 200)])
+
+
+def test_per_pixel_model_with_queries_of_one_size_only(tmp_path):
+    """Pictures of other sizes are refused in one line."""
+    predictor = per_pixel_predictor(tmp_path, "PerPixelBaselinePlusHead")
+    export(predictor, tmp_path / "fixed.onnx", size=(64, 96))
+    assert_same_logits(predictor, tmp_path / "fixed.onnx", [(64, 96)])
+    runner = Runner(tmp_path / "fixed.onnx")
+    assert_same_labels(predictor, runner, [(64, 96)])
+    with pytest.raises(ValueError, match=r"(?s)^[^\n]*\(64, 64\)[^\n]*\[64, 96\][^\n]*$"):
+        list(runner(picture(80, 80)))
 
 
 def test_semantic_graph_gives_label_maps(predictor, tmp_path):
@@ -172,62 +223,52 @@ def test_semantic_graph_gives_label_maps(predictor, tmp_path):
     assert result.panoptic is None
 
 
-def test_program_is_loaded_and_run(predictor, tmp_path):
-    export(predictor, tmp_path / "model.pt2")
-    program = load_program(tmp_path / "model.pt2")
+def test_program_is_loaded_and_run(predictor, program_file):
+    program = load_program(program_file)
     reference = build_graph(predictor.model, fold=False)
     for size, batch in (((33, 60), 1), ((97, 133), 3)):
         with torch.no_grad():
             pairs = list(zip(reference(images_of(size, batch)), program(images_of(size, batch)), strict=True))
         assert max(largest_difference(a.numpy(), b.numpy()) for a, b in pairs) < LOGITS
     extra = {"mask_former": ""}
-    torch.export.load(tmp_path / "model.pt2", extra_files=extra)
+    torch.export.load(program_file, extra_files=extra)
     assert json.loads(extra["mask_former"])["classes"]["names"] == NAMES
 
 
-def test_one_size_only_is_refused_for_others_in_one_line(predictor, tmp_path):
-    export(predictor, tmp_path / "fixed.onnx", size=(64, 96))
-    runner = Runner(tmp_path / "fixed.onnx")
-    assert len(list(runner(picture(64, 96)))) == 1
-    with pytest.raises(ValueError, match=r"(?s)^[^\n]*\(64, 64\)[^\n]*\[64, 96\][^\n]*$"):
-        list(runner(picture(80, 80)))
-
-
-def test_parity_report_passes_and_is_written(checkpoint, photos, tmp_path, capsys):
-    file = tmp_path / "model.onnx"
-    assert main([str(checkpoint), str(file), "--verify", str(photos)]) == 0
-    report = json.loads((tmp_path / "model.parity.json").read_text())
+def test_parity_report_passes_and_is_written(exported):
+    _, report, printed = exported
     assert report["passed"]
     assert {row["batch"] for row in report["rows"]} == {1, 2, 3}
     assert len({(row["height"], row["width"]) for row in report["rows"]}) == 6
     assert {"semantic", "panoptic", "instance"} == set(report["rows"][0]["pixels"])
-    assert "onnxruntime" in capsys.readouterr().out
+    assert "onnxruntime" in printed
 
 
-def test_parity_of_another_models_file_fails(predictor, photos, tmp_path, monkeypatch):
-    export(predictor, tmp_path / "model.onnx")
+def test_parity_of_a_program_compares_outputs(predictor, program_file, photos):
+    report = verify(predictor, program_file, photos, limit=1)
+    assert report["passed"]
+    assert {row["runtime"] for row in report["rows"]} == {"torch.export"}
+    assert ProgramRunner(program_file).graph(images_of((64, 64), 1).numpy())[0].shape == (1, 7, 6)
+
+
+def test_parity_of_another_models_file_fails(predictor, program_file, photos):
     other = Predictor(decided_model(small_config(), seed=2), predictor.cfg, predictor.classes)
-    report = verify(other, tmp_path / "model.onnx", photos, limit=1)
+    report = verify(other, program_file, photos, limit=1)
     assert not report["passed"]
     assert max(row["outputs"]["mask_logits"] for row in report["rows"]) > 0.01
 
 
-def test_parity_of_a_program_compares_outputs(predictor, photos, tmp_path):
-    export(predictor, tmp_path / "model.pt2")
-    report = verify(predictor, tmp_path / "model.pt2", photos, limit=1)
-    assert report["passed"]
-    assert {row["runtime"] for row in report["rows"]} == {"torch.export"}
-    assert ProgramRunner(tmp_path / "model.pt2").graph(images_of((64, 64), 1).numpy())[0].shape == (1, 7, 6)
-
-
-def test_scores_are_compared_where_labels_are_given(predictor, onnx_file, photos, tmp_path):
-    predictor(str(photos))[0].save(tmp_path)
-    for result in predictor(str(photos)):
-        result.save(tmp_path, ["labels", "panoptic"])
-    for labels, name in ((tmp_path / "labels", "mIoU"), (tmp_path / "panoptic.json", "PQ")):
-        report = verify(predictor, onnx_file, photos, labels=labels)
-        assert report["scores"]["torch"][name] == pytest.approx(100)
-        assert report["scores"]["onnxruntime"][name] == pytest.approx(100, abs=0.1)
+def test_scores_are_compared_where_labels_are_given(predictor, exported, photos, truth, tmp_path):
+    file, report, _ = exported
+    pictures = read_pictures(photos, limit=8)
+    semantic = Truth(truth / "labels", [name for name, _ in pictures], predictor.classes, tmp_path)
+    found = {
+        "torch": semantic.score(predictor, pictures),
+        "onnxruntime": semantic.score(Runner(file), pictures),
+    }
+    for scores, name in ((report["scores"], "PQ"), (found, "mIoU")):
+        assert scores["torch"][name] == pytest.approx(100)
+        assert scores["onnxruntime"][name] == pytest.approx(100, abs=0.1)
 
 
 @pytest.mark.parametrize(
@@ -239,8 +280,6 @@ def test_scores_are_compared_where_labels_are_given(predictor, onnx_file, photos
     ],
 )
 def test_wrong_arguments_are_told_in_one_line(checkpoint, tmp_path, monkeypatch, capsys, arguments, message):
-    import re
-
     monkeypatch.chdir(tmp_path)
     assert main([str(checkpoint), *arguments]) == 1
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]

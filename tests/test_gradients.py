@@ -17,7 +17,7 @@ CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 RECIPES = sorted(
     str(file.relative_to(CONFIGS).with_suffix(""))
     for file in CONFIGS.rglob("*.yaml")
-    if "shapes" not in file.parts and not file.stem.startswith("Base")
+    if not {"shapes", "own-data"} & set(file.parts) and not file.stem.startswith("Base")
 )
 # Equal layers stand one behind the other, so that fewer of them run the same code: from the 18 blocks of
 # Swin's third stage, from the 23 of ResNet-101's fourth (DEPTH 50 has 6 of the same), and from the layers of

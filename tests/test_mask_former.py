@@ -426,16 +426,6 @@ def assert_same_weights(model, other):
 
 
 @pytest.mark.parametrize("old_names", [False, True])
-@pytest.mark.parametrize("with_metadata", [False, True])
-def test_both_published_layouts_load_with_nothing_missing(model, old_names, with_metadata):
-    other = other_model()
-    report = other.load_state_dict(published_entries(model, old_names, with_metadata), strict=False)
-    assert report.missing_keys == []
-    assert report.unexpected_keys == []
-    assert_same_weights(model, other)
-
-
-@pytest.mark.parametrize("old_names", [False, True])
 @pytest.mark.parametrize("kind", ["pth", "pkl", "heuristics"])
 def test_files_of_both_layouts_load_through_detectron2_without_complaint(
     model, old_names, kind, tmp_path, caplog

@@ -3,6 +3,7 @@
 import colorsys
 import json
 import multiprocessing
+import shutil
 from pathlib import Path
 
 import cv2
@@ -33,6 +34,7 @@ from mask_former.data.shapes.drawing import (
 from mask_former.data.shapes.files import mask_to_segmentation
 
 SPEC = ShapesSpec(train=7, val=40, size=96, seed=3)
+SMALL = ShapesSpec(train=2, val=1, size=48, seed=11)
 THINGS = ["circle", "square", "triangle", "star", "ring", "cross"]
 
 
@@ -44,6 +46,16 @@ def root(tmp_path_factory):
     ensure_set(root, SPEC)
     yield root
     register()
+
+
+@pytest.fixture(scope="module")
+def small_set(tmp_path_factory):
+    return ensure_set(tmp_path_factory.mktemp("small"), SMALL)
+
+
+@pytest.fixture
+def copied_set(small_set, tmp_path):
+    return shutil.copytree(small_set, tmp_path / "shapes")
 
 
 @pytest.fixture(scope="module")
@@ -315,11 +327,11 @@ def test_metadata_has_the_keys_of_its_task():
 # --- files on disk ---
 
 
-def test_same_seed_gives_same_bytes_and_another_seed_other_pictures(tmp_path):
-    small = ShapesSpec(train=2, val=1, size=48, seed=11)
-    first, second, other = (
+def test_same_seed_gives_same_bytes_and_another_seed_other_pictures(small_set, tmp_path):
+    first = bytes_of_files(small_set)
+    second, other = (
         bytes_of_files(ensure_set(tmp_path / name, spec))
-        for name, spec in (("a", small), ("b", small), ("c", small._replace(seed=12)))
+        for name, spec in (("b", SMALL), ("c", SMALL._replace(seed=12)))
     )
     assert first == second
     picture = "images/train/000002.jpg"
@@ -328,11 +340,10 @@ def test_same_seed_gives_same_bytes_and_another_seed_other_pictures(tmp_path):
     assert first["images/train/000001.jpg"] != first["images/val/000001.jpg"]
 
 
-def test_the_first_pictures_of_a_larger_set_are_those_of_a_smaller_one(tmp_path):
-    small = ensure_set(tmp_path / "a", ShapesSpec(train=1, val=1, size=48))
-    large = ensure_set(tmp_path / "b", ShapesSpec(train=3, val=2, size=48))
+def test_the_first_pictures_of_a_larger_set_are_those_of_a_smaller_one(small_set, tmp_path):
+    large = ensure_set(tmp_path, SMALL._replace(train=3, val=2))
     for picture in ("images/train/000001.jpg", "panoptic/val/000001.png"):
-        assert (small / picture).read_bytes() == (large / picture).read_bytes()
+        assert (small_set / picture).read_bytes() == (large / picture).read_bytes()
 
 
 def test_registration_writes_nothing_before_the_set_is_asked_for(tmp_path, root):
@@ -356,14 +367,13 @@ def test_root_is_the_environment_variable_with_home_expanded(monkeypatch):
 
 def write_when_both_are_ready(root, barrier, results):
     barrier.wait()
-    results.put(str(ensure_set(root, ShapesSpec(train=4, val=2, size=48))))
+    results.put(str(ensure_set(root, SMALL)))
 
 
-def test_two_processes_that_start_together_leave_one_whole_set(tmp_path):
-    alone = bytes_of_files(ensure_set(tmp_path / "alone", ShapesSpec(train=4, val=2, size=48)))
+def test_two_processes_that_start_together_leave_one_whole_set(small_set, tmp_path):
     context = multiprocessing.get_context("fork")  # which imports nothing again
     barrier, results = context.Barrier(2), context.Queue()
-    arguments = (tmp_path / "both", barrier, results)
+    arguments = (tmp_path, barrier, results)
     workers = [context.Process(target=write_when_both_are_ready, args=arguments) for _ in range(2)]
     for worker in workers:
         worker.start()
@@ -371,27 +381,24 @@ def test_two_processes_that_start_together_leave_one_whole_set(tmp_path):
     for worker in workers:
         worker.join()
     assert [worker.exitcode for worker in workers] == [0, 0]
-    assert folders == {str(tmp_path / "both" / "shapes")}
-    assert bytes_of_files(tmp_path / "both" / "shapes") == alone
-    assert not list((tmp_path / "both").glob(".shapes-*"))
+    assert folders == {str(tmp_path / "shapes")}
+    assert bytes_of_files(tmp_path / "shapes") == bytes_of_files(small_set)
+    assert not list(tmp_path.glob(".shapes-*"))
 
 
-def test_a_complete_set_is_not_written_again(tmp_path):
-    folder = ensure_set(tmp_path, ShapesSpec(train=1, val=1, size=48))
-    before = (folder / "shapes.json").stat().st_mtime_ns
-    ensure_set(tmp_path, ShapesSpec(train=1, val=1, size=48))
+def test_a_complete_set_is_not_written_again(copied_set, tmp_path):
+    before = (copied_set / "shapes.json").stat().st_mtime_ns
+    ensure_set(tmp_path, SMALL)
     ensure_set(tmp_path)
-    assert (folder / "shapes.json").stat().st_mtime_ns == before
+    assert (copied_set / "shapes.json").stat().st_mtime_ns == before
 
 
-def test_other_numbers_or_a_newer_version_replace_the_set(tmp_path, monkeypatch):
-    spec = ShapesSpec(train=1, val=1, size=48)
-    folder = ensure_set(tmp_path, spec)
-    ensure_set(tmp_path, spec._replace(val=2))
-    assert len(list((folder / "images" / "val").iterdir())) == 2
+def test_other_numbers_or_a_newer_version_replace_the_set(copied_set, tmp_path, monkeypatch):
+    ensure_set(tmp_path, SMALL._replace(val=2))
+    assert len(list((copied_set / "images" / "val").iterdir())) == 2
     monkeypatch.setattr(shapes, "VERSION", shapes.VERSION + 1)
-    ensure_set(tmp_path, spec)
-    assert len(list((folder / "images" / "val").iterdir())) == 1
+    ensure_set(tmp_path, SMALL)
+    assert len(list((copied_set / "images" / "val").iterdir())) == 1
     assert sorted(p.name for p in tmp_path.iterdir()) == ["shapes", "shapes.lock"]
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mask_former.config import load_config
 from mask_former.export.graph import export
-from mask_former.export.parity import Bounds, print_report, verify
+from mask_former.export.parity import Bounds, print_report, read_pictures, verify
 from mask_former.export.quantization import quantize
 from mask_former.export.speed import measure, print_times
 from mask_former.modeling.build import build_model
@@ -82,12 +82,15 @@ def build_predictor(arguments: argparse.Namespace) -> Predictor:
         return Predictor(build_model(cfg, "cpu", classes.things or None), cfg, classes)
     if arguments.config_file:
         cfg = load_config(arguments.config_file, arguments.opts)
-        return Predictor.from_config(cfg, arguments.weights, device="cpu")
-    return Predictor.from_checkpoint(arguments.weights, device="cpu", opts=arguments.opts)
+        return Predictor.from_config(cfg, arguments.weights, device="cpu", precision="plain")
+    options = {"device": "cpu", "opts": arguments.opts, "precision": "plain"}
+    return Predictor.from_checkpoint(arguments.weights, **options)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Export, quantise and verify as the arguments say; return the exit status."""
+    if arguments.verify is not None:
+        read_pictures(arguments.verify, limit=1)  # before the export, which takes long
     predictor = build_predictor(arguments)
     size = None if arguments.size is None else tuple(arguments.size)
     if arguments.int8:

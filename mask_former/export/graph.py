@@ -16,7 +16,7 @@ from mask_former.formats import replacing
 from mask_former.inference.ruled_model import RuledModel
 from mask_former.modeling.per_pixel import PerPixelModel
 from mask_former.modeling.pixel_decoder import BasePixelDecoder
-from mask_former.modeling.preparation import fold_norms
+from mask_former.modeling.preparation import fold_norms, is_prepared
 from mask_former.modeling.structures import Prediction
 from mask_former.modeling.transformer_decoder import StandardTransformerDecoder
 from mask_former.prediction.predictor import Predictor
@@ -99,6 +99,8 @@ def _labels(scores: Tensor) -> Tensor:
 
 def build_graph(model: RuledModel, semantic: bool = False, *, fold: bool = True) -> QueryGraph:
     """Return the module to export, in float32 on the CPU, with fixed norms folded into convolutions."""
+    if is_prepared(model):
+        raise ValueError("The network is prepared for inference already: export one of precision 'plain'.")
     model = copy.deepcopy(model).cpu().float().eval().requires_grad_(False)
     if fold:
         fold_norms(model)

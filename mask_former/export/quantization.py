@@ -71,18 +71,22 @@ def quantize(
         runners = runner(exact), runner(small)
         figures = _losses(predictor, runners, pictures, labels, folder)
         figures["speedup"] = _speedup(runners, items[0])
-        told = (
-            f"loses {figures['loss']:.2f} {figures['score']} (bound {max_loss:g}) and is "
-            f"{figures['speedup']:.2f} times as fast as float32 (bound {min_speedup:g})"
-        )
-        if figures["loss"] > max_loss or figures["speedup"] < min_speedup:
-            raise ValueError(
-                f"{file} is not written: in eight bits the model {told}. Use the float32 file, other "
-                "calibration pictures, or allow it with --max-loss and --min-speedup."
-            )
+        check_figures(file, figures, max_loss, min_speedup)
         del runners
         _install(small, file, metadata | {"int8": figures})
     return figures
+
+
+def check_figures(file: Path, figures: dict[str, Any], max_loss: float, min_speedup: float) -> None:
+    """Raise ValueError if a quantised model loses too much or gains too little; see `quantize`."""
+    if figures["loss"] <= max_loss and figures["speedup"] >= min_speedup:
+        return
+    raise ValueError(
+        f"{file} is not written: in eight bits the model loses {figures['loss']:.2f} {figures['score']} "
+        f"(bound {max_loss:g}) and is {figures['speedup']:.2f} times as fast as float32 (bound "
+        f"{min_speedup:g}). Use the float32 file, other calibration pictures, or allow it with --max-loss "
+        "and --min-speedup."
+    )
 
 
 def _quantize_onnx(

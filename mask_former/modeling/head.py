@@ -80,9 +80,7 @@ class TwoDecoderHead(nn.Module):
 class MaskFormerHead(TwoDecoderHead):
     """MaskFormer's head: a class and a mask for each query."""
 
-    def forward(self, features: dict[str, Tensor]) -> list[Prediction]:
-        """See `decode`."""
-        return self.decode(features)
+    forward = TwoDecoderHead.decode
 
 
 def _memory_channels(cfg: CfgNode, input_shape: dict[str, ShapeSpec], pixel_decoder: nn.Module) -> int:

@@ -72,6 +72,14 @@ def prepare_for_inference(
     return prepared
 
 
+def is_prepared(model: nn.Module) -> bool:
+    """Return whether `prepare_for_inference` has changed a model."""
+    parts: Any = model
+    return any(
+        getattr(hook, "func", None) is _cast_inputs for hook in parts.backbone._forward_pre_hooks.values()
+    )
+
+
 def inference_type(precision: str, device: torch.device) -> torch.dtype:
     """Return the type for `precision` on a device; see `prepare_for_inference`."""
     if precision not in PRECISIONS:
