@@ -297,13 +297,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except torch.OutOfMemoryError as error:
         sys.stderr.write(f"error: out of GPU memory; try --batch 1 or smaller pictures ({describe(error)})\n")
     except ImportError as error:  # perhaps of what the next import needs
-        sys.stderr.write(f"error: {error}
-")
+        sys.stderr.write(f"error: {error}\n")
     except (OSError, ValueError, KeyError, TypeError) as error:
         from mask_former.checkpoint.limits import plain_text
 
-        sys.stderr.write(f"error: {plain_text(describe(error))}
-")
+        sys.stderr.write(f"error: {plain_text(describe(error))}\n")
     finally:
         signal.signal(signal.SIGTERM, previous_handler)
     return SKIPPED
