@@ -51,8 +51,8 @@ DEFAULTS: dict[str, Any] = {
     # transformers. 1.0: the same rate for all. For backbones of timm and Swin.
     "SOLVER.LAYER_DECAY": 1.0,
     # Decay of a moving average of the weights over the steps; 0.999 is usual. All checkpoints then hold the
-    # average as the model, and the trained weights beside it for --resume; evaluations score both, those as
-    # `_raw`. 0: no average.
+    # average as the model, and the trained weights beside it for --resume; evaluations score both, the
+    # trained weights as `_raw`. 0: no average.
     "SOLVER.EMA_DECAY": 0.0,
     # Gradient accumulation: each step draws IMS_PER_BATCH pictures in this many equal parts, one after
     # the other, and gives the gradient of the whole batch.

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pycocotools.mask
 from detectron2.data.detection_utils import _apply_exif_orientation, convert_PIL_to_numpy
+from detectron2.structures import BoxMode
 from detectron2.utils.file_io import PathManager
 from numpy.typing import NDArray
 from PIL import ExifTags, Image
@@ -137,6 +138,20 @@ def run_lengths_of(segmentation: Any, height: int, width: int) -> dict[str, Any]
         compressed = pycocotools.mask.merge(parts)
     counts = compressed["counts"]
     return {**compressed, "counts": counts if isinstance(counts, str) else counts.decode("ascii")}
+
+
+def coco_annotation(instance: Mapping[str, Any], height: int, width: int) -> dict[str, Any]:
+    """Return "iscrowd", "area", "bbox" and "segmentation" in COCO's form of an annotation in Detectron2's."""
+    mask = run_lengths_of(instance["segmentation"], height, width)
+    box = pycocotools.mask.toBbox(mask).tolist()
+    if "bbox" in instance:
+        box = BoxMode.convert(list(instance["bbox"]), instance["bbox_mode"], BoxMode.XYWH_ABS)
+    return {
+        "iscrowd": int(instance.get("iscrowd", 0)),
+        "area": instance.get("area") or int(pycocotools.mask.area(mask)),
+        "bbox": box,
+        "segmentation": mask,
+    }
 
 
 def read_picture(path: str | Path, image_format: str, content: bytes | None = None) -> NDArray[np.uint8]:

@@ -135,7 +135,7 @@ def pascal_voc(folder: Path, scenes: Sequence[Scene]) -> None:
     for scene in scenes:
         _save(scene.image, folder / "JPEGImages" / f"{scene.name}.png")
         label = Image.fromarray(scene.label).convert("P")
-        label.putpalette([part for color in COLORS for part in color])
+        label.putpalette(_colored(np.arange(256, dtype=np.uint8)).ravel().tolist())
         (folder / "SegmentationClass").mkdir(exist_ok=True)
         label.save(folder / "SegmentationClass" / f"{scene.name}.png")
     for split, part in SPLITS.items():

@@ -88,8 +88,19 @@ def test_a_second_run_started_from_the_first(walked):
 def test_the_first_progress_comes_early_and_nothing_of_others_is_shown(walked, capsys, monkeypatch):
     monkeypatch.chdir(walked)
     monkeypatch.setenv("XDG_CACHE_HOME", str(walked / "cache"))
-    run("train_net.py --data town --output output/again")
+    words = ["--data", "town", "--output", "output/again", *SHORT.split(), "SOLVER.MAX_ITER", "3"]
+    assert train_net.main(words) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert next(number for number, line in enumerate(lines) if "iter 1/1" in line) < 40
+    assert next(number for number, line in enumerate(lines) if "iter 3/3" in line) < 40
     assert "semantic label maps, 3 classes from classes.txt, 3 training and 2 validation pictures" in lines[0]
     assert not [line for line in lines if "_C" in line or "Namespace(" in line]
+
+
+def test_overwrite_does_not_delete_the_weights_to_start_from(walked, capsys, monkeypatch):
+    monkeypatch.chdir(walked)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(walked / "cache"))
+    words = ["--data", "town", "--overwrite", "--weights", "output/town/model_best.pth"]
+    assert train_net.main([*words, *SHORT.split()]) == 1
+    assert "is in the folder that --overwrite empties" in capsys.readouterr().err
+    assert Path("output/town/model_best.pth").is_file()
+    assert Path("output/town/model_final.pth").is_file()

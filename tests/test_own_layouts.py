@@ -13,11 +13,18 @@ from detectron2.structures import Boxes, Instances
 from PIL import Image
 
 from mask_former.config import load_config
+from mask_former.data import convert
 from mask_former.data.mapper import TrainingMapper
 from mask_former.data.own.classes import find_classes
 from mask_former.data.own.layouts import find_dataset, register, summary
 from mask_former.evaluation import InstanceEvaluator, build_evaluators, check_ground_truth
-from mask_former.formats import draw_polygons, read_semantic_label
+from mask_former.formats import (
+    decode_mask,
+    draw_polygons,
+    read_panoptic_map,
+    read_picture,
+    read_semantic_label,
+)
 
 SMALL = [
     *("INPUT.MIN_SIZE_TRAIN", "(20,36)", "INPUT.MAX_SIZE_TRAIN", 60, "INPUT.FORMAT", "RGB"),
@@ -393,3 +400,52 @@ def test_yolo_paths_of_other_machines_are_found(train, scenes, tmp_path):
     assert dataset.classes == exports.THINGS
     records = [record for split in dataset.splits.values() for record in split]
     assert [len(record["annotations"]) for record in records] == [2] * 4
+
+
+@pytest.mark.parametrize("export", [exports.yolo, exports.labelme])
+def test_converted_instances_have_the_same_masks(export, scenes, tmp_path):
+    export(tmp_path / "data", scenes)
+    convert.main([str(tmp_path / "data"), str(tmp_path / "out")])
+    dataset = find_dataset(tmp_path / "out")
+    assert (dataset.layout, list(dataset.splits)) == ("coco-instance", ["train", "val"])
+    # The masks are run lengths now, which an augmentation moves as pixels, so samples may differ.
+    for entry, scene in zip(dataset.splits["train"], scenes, strict=False):
+        assert np.array_equal(read_picture(entry["file_name"], "RGB"), scene.image)
+        masks = [decode_mask(a["segmentation"]) for a in entry["annotations"]]
+        assert np.array_equal(masks, [scene.mask(0), scene.mask(1)])
+
+
+def test_semantic_labels_and_instances_become_panoptic_labels(scenes, tmp_path):
+    exports.splits_below(tmp_path / "data", scenes)
+    exports.coco_instances(tmp_path / "data", scenes)
+    for path in (tmp_path / "data").glob("annotations/*.json"):
+        content = json.loads(path.read_text())
+        split = path.stem.removeprefix("instances_").removesuffix("2017")
+        folder = {"train": "training", "val": "valid"}[split]
+        for image in content["images"]:
+            image["file_name"] = f"images/{folder}/{image['file_name']}"
+        path.write_text(json.dumps(content))
+    convert.main([str(tmp_path / "data"), str(tmp_path / "out")])
+    dataset = find_dataset(tmp_path / "out")
+    assert (dataset.layout, dataset.classes) == ("coco-panoptic", ("background", "road", "car", "tree"))
+    assert dataset.thing_classes == {2, 3}
+    for entry, scene in zip(dataset.splits["val"], scenes[4:], strict=True):
+        ids = read_panoptic_map(entry["pan_seg_file_name"])
+        class_of = np.full(ids.max() + 1, -1)
+        for segment in entry["segments_info"]:
+            class_of[segment["id"]] = segment["category_id"]
+            assert segment["area"] == (ids == segment["id"]).sum()
+        # Cars of the label that are no object are void, as is void.
+        expected = np.where(scene.label < 2, scene.label.astype(int), -1)
+        expected[scene.mask(0)] = 2
+        expected[scene.mask(1)] = 3
+        assert np.array_equal(class_of[ids], expected)
+
+
+def test_a_folder_of_several_data_sets_is_none(scenes, tmp_path):
+    exports.labelme(tmp_path / "one", scenes)
+    exports.coco_instances(tmp_path / "two", scenes)
+    for number in range(12):  # files of other programs, the most of all JSON files
+        write(tmp_path, **{f"three__{number}_dot_json": "[]"})
+    with pytest.raises(ValueError, match="labelme: a JSON file of the same name beside each picture"):
+        find_dataset(tmp_path)

@@ -106,6 +106,7 @@ def test_lengths_and_rate_follow_pictures_epochs_and_batch(tmp_path):
     assert (cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.MAX_ITER) == (6, 3059)  # 50 * 367 / 6 = 3058.3
     assert (cfg.TEST.EVAL_PERIOD, cfg.SOLVER.CHECKPOINT_PERIOD) == (306, 306)
     assert cfg.SOLVER.WARMUP_ITERS == 305
+    assert cfg.SOLVER.EMA_DECAY == 0.9935
     halved = recipe(tmp_path, request=Request(epochs=50), SOLVER__IMS_PER_BATCH=24)
     assert halved.SOLVER.MAX_ITER == 765
     assert pytest.approx(2 * cfg.SOLVER.BASE_LR) == halved.SOLVER.BASE_LR  # four times the batch
@@ -137,7 +138,7 @@ def test_queries_are_enough_for_the_fullest_picture(tmp_path):
 
 def test_what_the_command_gives_stays(tmp_path):
     cfg = recipe(tmp_path, SOLVER__MAX_ITER=30, INPUT__CROP__SIZE=(64, 64), SOLVER__WEIGHT_DECAY=0.1)
-    assert (cfg.SOLVER.MAX_ITER, cfg.TEST.EVAL_PERIOD) == (30, 3)
+    assert (cfg.SOLVER.MAX_ITER, cfg.TEST.EVAL_PERIOD, cfg.SOLVER.EMA_DECAY) == (30, 3, 0.0)
     assert cfg.INPUT.CROP.SIZE == [64, 64]
     assert cfg.SOLVER.WEIGHT_DECAY == 0.1
 
@@ -163,9 +164,11 @@ def test_the_network_is_that_of_weights_which_describe_themselves(tmp_path):
     trained = load_config(opts=["MODEL.RESNETS.DEPTH", 101, "MODEL.MASK_FORMER.DEC_LAYERS", 9])
     trained.MODEL.MASK_FORMER.NUM_OBJECT_QUERIES = 70
     trained.MODEL.SEM_SEG_HEAD.NUM_CLASSES = 133
+    assert trained.MODEL.RESNETS.STRIDE_IN_1X1  # Detectron2's default, and not that of the base recipe
     start = StartWeights(tmp_path / "trained.pth", True, trained)
     cfg = recipe(tmp_path, request=Request(start=start))
     assert (cfg.MODEL.RESNETS.DEPTH, cfg.MODEL.MASK_FORMER.DEC_LAYERS) == (101, 9)
+    assert cfg.MODEL.RESNETS.STRIDE_IN_1X1
     assert cfg.MODEL.MASK_FORMER.NUM_OBJECT_QUERIES == 70
     assert cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES == 11
     assert Path(cfg.MODEL.WEIGHTS) == tmp_path / "trained.pth"

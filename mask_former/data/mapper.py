@@ -87,7 +87,7 @@ class TrainingMapper:
         self.image_format = cfg.INPUT.FORMAT
         self.size_divisibility = cfg.INPUT.SIZE_DIVISIBILITY
         self.gives_valid_mask = cfg.MODEL.MASK_FORMER.VOID_IN_LOSS == "ignore"
-        logger.info("Training augmentations: %s", self.augmentations)
+        logger.debug("Training augmentations: %s", self.augmentations)
 
     def __call__(self, entry: Entry) -> Entry:
         """Return the training sample of an entry, which stays as it is."""

@@ -3,25 +3,27 @@
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-import yaml
 from detectron2.config import CfgNode
 
-from mask_former.config import CONFIG_FOLDERS, available_device, load_config
+from mask_former.config import CONFIG_FOLDERS, available_device, leaves, load_config
 from mask_former.data.own.dataset import OwnDataset
+from mask_former.engine.recipe_text import Recipe
 from mask_former.engine.start_weights import StartWeights
 
 RESNETS = {"R18": 18, "R34": 34, "R50": 50, "R101": 101}
-# Keys under MODEL that make the network; weights that describe themselves decide them.
+# Beginnings of the keys of the network, which weights that describe themselves decide.
 NETWORK = (
-    *("META_ARCHITECTURE", "BACKBONE", "RESNETS", "SWIN", "TIMM", "SEM_SEG_HEAD", "MASK_FORMER"),
-    *("PIXEL_MEAN", "PIXEL_STD"),
+    *("MODEL.META_ARCHITECTURE", "MODEL.BACKBONE.", "MODEL.RESNETS.", "MODEL.SWIN.", "MODEL.TIMM."),
+    *("MODEL.SEM_SEG_HEAD.", "MODEL.MASK_FORMER.", "MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD"),
 )
-FROM_THE_DATA = ("NUM_CLASSES", "IGNORE_VALUE", "VOID_IN_LOSS", "NUM_OBJECT_QUERIES")
+FROM_THE_DATA = (
+    *("MODEL.SEM_SEG_HEAD.NUM_CLASSES", "MODEL.SEM_SEG_HEAD.IGNORE_VALUE", "MODEL.MASK_FORMER.TEST."),
+    *("MODEL.MASK_FORMER.VOID_IN_LOSS", "MODEL.MASK_FORMER.NUM_OBJECT_QUERIES"),
+)
 IMAGENET_MEAN, IMAGENET_STD = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
 # Share of the picture that a crop shows.
 CROP_SHARE = 0.8
@@ -84,54 +86,6 @@ SMALL_HEAD = {
 }
 
 
-@dataclass
-class Recipe:
-    """Keys with values and reasons. A key that the command gives keeps that value."""
-
-    given: Mapping[str, Any]
-    entries: dict[str, tuple[Any, str]] = field(default_factory=dict)
-
-    def set(self, key: str, value: Any, reason: str) -> Any:
-        """Set a key unless it is given, and return its value."""
-        if key in self.given:
-            value, reason = self.given[key], "given with the command"
-        self.entries[key] = (value, reason)
-        return value
-
-    def text(self, head: str, base: Path) -> str:
-        """Return the YAML."""
-        for key, value in self.given.items():
-            if key not in self.entries:
-                self.entries[key] = (value, "" if key == "OUTPUT_DIR" else "given with the command")
-        tree: dict[str, Any] = {}
-        for key, entry in self.entries.items():
-            *path, name = key.split(".")
-            node = tree
-            for part in path:
-                node = node.setdefault(part, {})
-            node[name] = entry
-        comment = "".join(f"# {line}\n" for line in head.splitlines())
-        return f"{comment}_BASE_: {yaml_value(str(base))}\n{_yaml(tree)}VERSION: 2\n"
-
-
-def yaml_value(value: Any) -> str:
-    """Return a plain value on one line of YAML."""
-    plain = list(value) if isinstance(value, tuple) else value
-    text = yaml.safe_dump(plain, default_flow_style=True, width=math.inf, allow_unicode=True)
-    return text.removesuffix("\n...\n").strip()
-
-
-def _yaml(node: Mapping[str, Any], indent: str = "") -> str:
-    lines = ""
-    for name, entry in node.items():
-        if isinstance(entry, dict):
-            lines += f"{indent}{name}:\n{_yaml(entry, indent + '  ')}"
-        else:
-            value, reason = entry
-            lines += f"{indent}{name}: {yaml_value(value)}" + (f"  # {reason}\n" if reason else "\n")
-    return lines
-
-
 class Request(NamedTuple):
     """What a user asked for beside the data; None and "" leave it to the recipe."""
 
@@ -165,7 +119,7 @@ def write_recipe(
     sizing = GPU if device.is_gpu else CPU
     count = len(dataset.splits["train"])
     _set_data(recipe, dataset, request)
-    _set_network(recipe, request, device, sizing, most_segments)
+    _set_network(recipe, request, device, base_of(dataset.task), most_segments)
     crop = _set_sizes(recipe, sizes, sizing, device)
     _set_training(recipe, count, crop, device, sizing, request)
     head = f"{dataset.task} labels of {dataset.folder}, for {device.name}. Run it again, or on:\n"
@@ -196,18 +150,16 @@ def _set_data(recipe: Recipe, dataset: OwnDataset, request: Request) -> None:
     recipe.set("MODEL.SEM_SEG_HEAD.IGNORE_VALUE", value, "of pixels without a class")
 
 
-def _set_network(
-    recipe: Recipe, request: Request, device: Device, sizing: Sizing, most_segments: int
-) -> None:
+def _set_network(recipe: Recipe, request: Request, device: Device, base: Path, most_segments: int) -> None:
     start = request.start
     if start is not None:
         recipe.set("MODEL.WEIGHTS", str(start.file.resolve()), "to start from")
     else:
         recipe.set("MODEL.WEIGHTS", "", "none given: random ones, which learn slowly (--weights)")
-    queries = sizing.queries
+    queries = (GPU if device.is_gpu else CPU).queries
     if start is not None and start.cfg is not None:
         _check_backbone(request.backbone, start)
-        for key, value in _network_of(start.cfg).items():
+        for key, value in _network_of(start.cfg, load_config(base)).items():
             recipe.set(key, value, "as in the weights")
         recipe.set("INPUT.FORMAT", start.cfg.INPUT.FORMAT, "as in the weights")
         queries = start.cfg.MODEL.MASK_FORMER.NUM_OBJECT_QUERIES
@@ -221,25 +173,14 @@ def _set_network(
     recipe.set("MODEL.MASK_FORMER.NUM_OBJECT_QUERIES", max(queries, needed), reason)
 
 
-def _network_of(cfg: CfgNode) -> dict[str, Any]:
-    """Return the keys of a configuration's network that differ from the defaults and are not the data's."""
-    defaults = load_config()
-    differing: dict[str, Any] = {}
-
-    def walk(node: CfgNode, default: CfgNode, prefix: str) -> None:
-        for name, value in node.items():
-            if isinstance(value, CfgNode):
-                walk(value, default[name], f"{prefix}{name}.")
-            elif value != default[name] and name not in FROM_THE_DATA and ".TEST." not in prefix:
-                differing[prefix + name] = value
-
-    for part in NETWORK:
-        node, default = cfg.MODEL[part], defaults.MODEL[part]
-        if isinstance(node, CfgNode):
-            walk(node, default, f"MODEL.{part}.")
-        elif node != default:
-            differing[f"MODEL.{part}"] = node
-    return differing
+def _network_of(cfg: CfgNode, base: CfgNode) -> dict[str, Any]:
+    """Return the keys of a configuration's network that differ from `base` and are not the data's."""
+    before = leaves(base)
+    return {
+        key: value
+        for key, value in leaves(cfg).items()
+        if key.startswith(NETWORK) and not key.startswith(FROM_THE_DATA) and value != before[key]
+    }
 
 
 def is_timm(backbone: str) -> bool:
@@ -259,12 +200,10 @@ def backbone_keys(name: str) -> dict[str, Any]:
 def _check_backbone(name: str, start: StartWeights) -> None:
     """Raise ValueError if a backbone is asked for that is not the one of the weights."""
     assert start.cfg is not None
+    own = leaves(start.cfg)
     for key, value in backbone_keys(name).items() if name else ():
-        part, own = key.split(".")[1:], start.cfg.MODEL
-        for word in part:
-            own = own[word]
-        if own != value:
-            raise ValueError(f"--backbone {name}: {start.file} has {key} {own}; leave --backbone out.")
+        if own[key] != value:
+            raise ValueError(f"--backbone {name}: {start.file} has {key} {own[key]}; leave --backbone out.")
 
 
 def _set_backbone(recipe: Recipe, request: Request, device: Device) -> None:
@@ -329,8 +268,9 @@ def _set_training(
         recipe.set("SOLVER.AMP.DTYPE", kind, "what the GPU has")
         if crop[0] * crop[1] > 512 * 512:
             recipe.set("MODEL.MASK_FORMER.LOSS_POINTS", 12544, "less memory for crops larger than 512x512")
-    rate = sizing.rate * math.sqrt(batch / sizing.batch)
-    reason = f"{sizing.rate} at a batch of {sizing.batch}, by the square root of the batch"
+    usual = GPU if request.start and request.start.is_whole else sizing  # trained heads need no higher rate
+    rate = usual.rate * math.sqrt(batch / usual.batch)
+    reason = f"{usual.rate} at a batch of {usual.batch}, by the square root of the batch"
     recipe.set("SOLVER.BASE_LR", float(f"{rate:.2g}"), reason)
     multiplier = (0.1, "trained already") if request.start else (1.0, "as new as the rest")
     recipe.set("SOLVER.BACKBONE_MULTIPLIER", *multiplier)
@@ -342,6 +282,8 @@ def _set_training(
     reason += f"; {steps * batch / count:.3g} times through {count} pictures"
     steps = recipe.set("SOLVER.MAX_ITER", steps, reason)
     recipe.set("SOLVER.WARMUP_ITERS", min(500, steps // 10), "a tenth of the run, 500 at most")
+    decay = round(1 - 20 / steps, 4) if steps >= 200 else 0.0
+    recipe.set("SOLVER.EMA_DECAY", decay, "an average over a twentieth of the run; none for a very short one")
     tenth = math.ceil(steps / 10)
     recipe.set("TEST.EVAL_PERIOD", tenth, "ten times in all; the best weights are kept")
     recipe.set("SOLVER.CHECKPOINT_PERIOD", tenth, "as often; the last two are kept")

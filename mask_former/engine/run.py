@@ -88,6 +88,8 @@ def setup(options: RunOptions) -> CfgNode:
         cfg.MODEL.WEIGHTS = _weights_to_score(cfg, options.resume)
         cfg.OUTPUT_DIR = str(Path(cfg.OUTPUT_DIR) / f"eval_{Path(cfg.MODEL.WEIGHTS).stem}")
     else:
+        if options.overwrite and Path(cfg.MODEL.WEIGHTS).resolve().parent == Path(cfg.OUTPUT_DIR).resolve():
+            raise ValueError(f"{cfg.MODEL.WEIGHTS} is in the folder that --overwrite empties: name another.")
         claim(cfg.OUTPUT_DIR, resume=options.resume, overwrite=options.overwrite)
     cfg.freeze()
     start_logging(cfg.OUTPUT_DIR, comm.get_rank())
@@ -112,7 +114,8 @@ def _recipe(options: RunOptions, opts: Sequence[Any]) -> Path:
         logger.info("The recipe is that of the run, %s", output / "recipe.yaml")
         return output / "recipe.yaml"
     if not options.eval_only:
-        claim(output, resume=options.resume, overwrite=options.overwrite)  # before a recipe is replaced
+        # Before a recipe is replaced; what --overwrite deletes stays until the new run is known to start.
+        claim(output, resume=options.resume or options.overwrite, overwrite=False)
     request = Request(
         epochs=options.epochs,
         backbone=options.backbone,
@@ -164,7 +167,11 @@ def _train(cfg: CfgNode, options: RunOptions) -> Any:
     solver = cfg.SOLVER
     steps = f"{solver.MAX_ITER} steps of {solver.IMS_PER_BATCH} pictures, learning rate {solver.BASE_LR:.3g}"
     _tell(cfg, trainer.model, training=steps)
-    return trainer.train()
+    results = trainer.train()
+    folder = Path(cfg.OUTPUT_DIR)
+    files = [folder / "model_best.pth"] * bool(cfg.TEST.BEST_METRIC) + [folder / "model_final.pth"]
+    logger.info("Weights: %s; demo/demo.py --weights draws with them", " and ".join(map(str, files)))
+    return results
 
 
 def _evaluate(cfg: CfgNode, options: RunOptions) -> Any:

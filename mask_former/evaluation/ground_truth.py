@@ -4,13 +4,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-import pycocotools.mask
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.catalog import Metadata
-from detectron2.structures import BoxMode
 from numpy.typing import NDArray
 
-from mask_former.formats import read_panoptic_map, read_semantic_label, run_lengths_of, semantic_label_files
+from mask_former.formats import coco_annotation, read_panoptic_map, read_semantic_label, semantic_label_files
 
 from .quality import PanopticSegments, segment_index, segments_from_info, to_classes
 
@@ -127,21 +125,9 @@ def annotations_of_entries(dataset_name: str) -> dict[str, Any]:
     for entry in entries_by_file(dataset_name).values():
         images.append({"id": entry["image_id"], "height": entry["height"], "width": entry["width"]})
         for instance in entry["annotations"]:
-            mask = run_lengths_of(instance["segmentation"], entry["height"], entry["width"])
-            box = pycocotools.mask.toBbox(mask).tolist()
-            if "bbox" in instance:
-                box = BoxMode.convert(list(instance["bbox"]), instance["bbox_mode"], BoxMode.XYWH_ABS)
-            annotations.append(
-                {
-                    "id": len(annotations) + 1,
-                    "image_id": entry["image_id"],
-                    "category_id": category_of[instance["category_id"]],
-                    "iscrowd": int(instance.get("iscrowd", 0)),
-                    "area": instance.get("area") or int(pycocotools.mask.area(mask)),
-                    "bbox": box,
-                    "segmentation": mask,
-                }
-            )
+            ids = {"id": len(annotations) + 1, "image_id": entry["image_id"]}
+            ids["category_id"] = category_of[instance["category_id"]]
+            annotations.append({**ids, **coco_annotation(instance, entry["height"], entry["width"])})
     categories = [{"id": category, "name": names[index]} for category, index in index_of.items()]
     return {"images": images, "annotations": annotations, "categories": categories}
 

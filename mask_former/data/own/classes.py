@@ -10,7 +10,7 @@ from mask_former.formats import distinct_colors, read_json
 
 Color = tuple[int, int, int]
 VOID_NAMES = frozenset(("void", "unlabeled", "unlabelled", "ignore", "ignored"))
-_FILES = (
+CLASS_FILES = (
     *("classes.json", "classes.txt", "labelmap.txt", "label_colors.txt", "class_dict.csv", "classes.csv"),
     "labels.txt",
 )
@@ -32,7 +32,7 @@ class Classes(NamedTuple):
 
 def find_classes(folder: Path) -> Classes | None:
     """Return the classes that a file of the folder names; None if there is no such file."""
-    path = next((folder / name for name in _FILES if (folder / name).is_file()), None)
+    path = next((folder / name for name in CLASS_FILES if (folder / name).is_file()), None)
     if path is None:
         return None
     classes = _from_json(path) if path.suffix == ".json" else _from_lines(path)

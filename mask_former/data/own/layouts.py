@@ -26,12 +26,13 @@ def find_dataset(folder: Path, layout: str | None = None, seed: int = 0) -> OwnD
         raise FileNotFoundError(f"There is no folder {folder.absolute()}; expected the folder of a data set.")
     if layout is not None and layout not in LAYOUTS:
         raise ValueError(f"No layout {layout!r}; choose one of {', '.join(LAYOUTS)}.")
-    found = _offers(folder, seed)
+    found = offers(folder, seed)
     if layout is not None:
-        if found[layout].read is None:
+        read = found[layout].read
+        if read is None:
             raise ValueError(f"{folder} has not the layout {layout}: it lacks {found[layout].lacks}.")
-        return _read(found[layout])
-    fitting = [name for name, offer in found.items() if not offer.lacks]
+        return read()
+    fitting = {name: offer.read for name, offer in found.items() if not offer.lacks and offer.read}
     if len(fitting) > 1:
         raise ValueError(f"{folder} has several layouts: {', '.join(fitting)}. Name one with --layout.")
     if not fitting:
@@ -40,14 +41,11 @@ def find_dataset(folder: Path, layout: str | None = None, seed: int = 0) -> OwnD
             names_by_lack.setdefault(offer.lacks, []).append(name)
         lines = [f"  {', '.join(names)}: {lacks}" for lacks, names in names_by_lack.items()]
         raise ValueError("\n".join((f"{folder} has no known layout. What each lacks:", *lines)))
-    return _read(found[fitting[0]])
+    (read,) = fitting.values()
+    return read()
 
 
-def _offers(folder: Path, seed: int) -> dict[str, Offer]:
+def offers(folder: Path, seed: int = 0) -> dict[str, Offer]:
+    """Return for each layout what a folder lacks, and how it is read."""
     modules = (label_maps, coco_files, polygon_files)
     return {name: offer for module in modules for name, offer in module.offers(folder, seed).items()}
-
-
-def _read(offer: Offer) -> OwnDataset:
-    assert offer.read is not None
-    return offer.read()

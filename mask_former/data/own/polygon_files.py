@@ -17,7 +17,7 @@ from detectron2.structures import BoxMode
 from mask_former.data.coco import Entry, box_of_polygons
 from mask_former.formats import PICTURE_SUFFIXES, picture_size, read_json
 
-from .classes import check_names, colors_of, find_classes
+from .classes import CLASS_FILES, check_names, colors_of, find_classes
 from .dataset import Offer, OwnDataset
 from .files import (
     LABEL_FOLDERS,
@@ -143,11 +143,12 @@ def _offer_labelme(folder: Path, seed: int) -> Offer:
     strays: list[str] = []
     for split, root in (roots if "train" in roots else {"train": folder}).items():
         labels = _below(root, LABEL_FOLDERS, {".json"})
+        labels = {stem: file for stem, file in labels.items() if os.path.basename(file) not in CLASS_FILES}
         pictures = _below(root, PICTURE_FOLDERS, PICTURE_SUFFIXES) if labels else {}
         splits[split] = [(file, labels.get(stem)) for stem, file in pictures.items()]
         strays += [file for stem, file in labels.items() if stem not in pictures]
-    first = next((label for _, label in splits["train"] if label), None)
-    if first is None or not _is_labelme(first):
+    named = [label for pairs in splits.values() for _, label in pairs if label]
+    if len(named) <= len(strays) or not _is_labelme(named[0]):
         return Offer("a JSON file of the same name beside each picture, with 'shapes'")
     return Offer("", partial(_read_labelme_folder, folder, splits, strays, seed))
 
