@@ -1,14 +1,14 @@
 """A user's folder of pictures and labels: found, checked and registered, and its recipe written."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.utils import comm
 
-from mask_former.config import load_config
+from mask_former.config import leaves, load_config
 from mask_former.data.own.check import CONTENT_ERRORS, check_against_config, check_dataset, check_sources
 from mask_former.data.own.dataset import OwnDataset, register
 from mask_former.data.own.layouts import find_dataset
@@ -79,7 +79,7 @@ def recipe_file(folder: str, output: Path, opts: Sequence[Any], request: Request
         opts: `[key, value, ...]` that the command gives.
         request: what else it asks for.
     """
-    file, given = output / "recipe.yaml", {**given_values(opts), "OUTPUT_DIR": str(output)}
+    file, given = output / "recipe.yaml", _given(opts, output)
     seed = given.get("DATASETS.SPLIT_SEED", 0)
     report = checked(folder, request.layout, seed, request.ignore_faults)
     if comm.is_main_process():
@@ -93,13 +93,7 @@ def recipe_file(folder: str, output: Path, opts: Sequence[Any], request: Request
     return file
 
 
-def given_values(opts: Sequence[Any]) -> Mapping[str, Any]:
+def _given(opts: Sequence[Any], output: Path) -> dict[str, Any]:
     """Return the values that a command gives, with the types of their keys."""
-    cfg = load_config(opts=opts)
-    values = {}
-    for key in opts[::2]:
-        node: Any = cfg
-        for part in key.split("."):
-            node = node[part]
-        values[key] = node
-    return values
+    values = leaves(load_config(opts=opts))
+    return {**{key: values[key] for key in opts[::2]}, "OUTPUT_DIR": str(output)}
