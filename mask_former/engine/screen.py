@@ -50,13 +50,17 @@ def start_logging(folder: str | Path | None, rank: int = 0) -> None:
         handler.setFormatter(logging.Formatter(text, datefmt="%m/%d %H:%M:%S"))
 
 
+class _Bar(tqdm):
+    monitor_interval = 0  # starts no thread, which would be left when the process ends
+
+
 class ProgressBar(HookBase):
     """A bar with the loss and the time left, where stderr is a terminal."""
 
     def before_train(self) -> None:
         """Draw it."""
         first, last = self.trainer.start_iter, self.trainer.max_iter
-        self.bar = tqdm(initial=first, total=last, unit="step", disable=None, dynamic_ncols=True, leave=False)
+        self.bar = _Bar(initial=first, total=last, unit="step", disable=None, dynamic_ncols=True, leave=False)
 
     def after_step(self) -> None:
         """Move it by a step."""
