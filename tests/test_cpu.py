@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from mask_former.cpu import configure_threads, cpu_quota
+from mask_former.cpu import configure_threads, cpu_quota, other_processes
 
 
 @pytest.mark.parametrize(
@@ -26,17 +26,41 @@ def test_quota_of_the_control_group_is_rounded_up(tmp_path, files, expected):
     assert cpu_quota(tmp_path) == expected
 
 
+@pytest.fixture
+def busy_machine():
+    """As many processes that compute as there are CPUs."""
+    program = [sys.executable, "-c", "while True: pass"]
+    processes = [subprocess.Popen(program) for _ in range(os.cpu_count() or 1)]
+    yield
+    for process in processes:
+        process.kill()
+        process.wait()
+
+
 @pytest.mark.parametrize(
     ("chosen", "expected"),
-    [({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE"), ({"GOMP_SPINCOUNT": "100"}, None)],
+    [
+        ({}, "PASSIVE"),
+        ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE"),
+        ({"GOMP_SPINCOUNT": "100"}, None),
+        ({"OMP_NUM_THREADS": "1"}, None),
+    ],
 )
-def test_threads_sleep_while_they_wait_unless_the_user_decides(chosen, expected, monkeypatch):
+def test_threads_sleep_beside_busy_processes_unless_the_user_decides(
+    chosen, expected, monkeypatch, busy_machine
+):
     monkeypatch.delitem(sys.modules, "torch")
     configure_threads(chosen)
     assert chosen.get("OMP_WAIT_POLICY") == expected
 
 
-def test_import_of_the_package_configures_threads_before_torch_is_loaded():
+@pytest.mark.parametrize(("running", "others"), [("procs_running 1\n", 0), ("procs_running 4\n", 3), ("", 0)])
+def test_other_running_processes_are_counted(tmp_path, running, others):
+    (tmp_path / "stat").write_text(f"cpu  1 2 3\n{running}procs_blocked 7\n")
+    assert other_processes(tmp_path / "stat") == others
+
+
+def test_import_of_the_package_configures_threads_before_torch_is_loaded(busy_machine):
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("OMP_", "GOMP_"))}
     report = "import os, mask_former; print(os.environ['OMP_WAIT_POLICY'])"
     done = subprocess.run(
