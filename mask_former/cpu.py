@@ -31,9 +31,10 @@ def configure_threads(environment: MutableMapping[str, str] = os.environ) -> Non
         environment.setdefault("OMP_NUM_THREADS", str(quota))
     chosen = environment.get("OMP_NUM_THREADS", "")
     threads = int(chosen) if chosen.isdigit() else cpus
-    if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & environment.keys():
-        if threads > 1 and other_processes() + threads > (os.cpu_count() or 1):
-            environment["OMP_WAIT_POLICY"] = "PASSIVE"
+    if {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & environment.keys() or threads == 1:
+        return
+    if other_processes() + threads > (os.cpu_count() or 1):
+        environment["OMP_WAIT_POLICY"] = "PASSIVE"
 
 
 def other_processes(stat: Path = Path("/proc/stat")) -> float:
