@@ -3,6 +3,8 @@
 import json
 import random
 import re
+import subprocess
+import sys
 from concurrent.futures.process import BrokenProcessPool
 
 import numpy as np
@@ -302,3 +304,30 @@ def test_labels_of_many_classes_are_written_in_16_bits(tmp_path):
 def test_what_cannot_be_measured_is_refused(words, complaint, config_file, capsys):
     assert main(["--config-file", config_file, "--size", "64", "70", *words]) == 1
     assert complaint in capsys.readouterr().err
+
+
+def test_memory_is_measured_by_the_program_itself():
+    words = [
+        "training",
+        "--config-file",
+        "shapes/maskformer_panoptic.yaml",
+        "--size",
+        "64",
+        "64",
+        "--batch",
+        "1",
+    ]
+    command = [
+        sys.executable,
+        "-m",
+        "mask_former.benchmark",
+        *words,
+        "--segments",
+        "4",
+        "--rounds",
+        "1",
+        "--memory",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "no peak memory" not in done.stderr
+    assert float(done.stdout.split("peak memory, MiB")[1].split("| ours")[1].split("|")[1]) > 100

@@ -149,6 +149,9 @@ def _memory(arguments: argparse.Namespace, config_file: str | None, variant: str
     """Return the peak memory in MiB of a new process that runs one variant alone; None if it fails."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         try:
+            # By the module's own name: a process that is started does not import `__main__` of a package.
+            from mask_former.benchmark.__main__ import _run_alone
+
             return pool.submit(_run_alone, arguments, config_file, variant).result()
         except RuntimeError as error:  # also of a process that was killed
             sys.stderr.write(f"warning: no peak memory of {variant}: {error}\n")
