@@ -26,3 +26,21 @@ def loggers_as_before():
         logger.setLevel(level)
         logger.propagate = propagate
         logger.handlers[:] = handlers
+
+
+@pytest.fixture
+def log_lines():
+    """The messages of the loggers; pytest's own fixture misses them, as they do not propagate."""
+    lines: list[str] = []
+
+    class Collector(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            lines.append(record.getMessage())
+
+    collector = Collector()
+    loggers = [logging.getLogger(name) for name in ("mask_former", "fvcore")]
+    for logger in loggers:
+        logger.addHandler(collector)
+    yield lines
+    for logger in loggers:
+        logger.removeHandler(collector)

@@ -1,7 +1,6 @@
 """Whole runs: stopped, killed, resumed, under several processes, and what they leave behind."""
 
 import json
-import logging
 import multiprocessing
 import os
 import random
@@ -47,21 +46,6 @@ def assert_same_weights(first: dict[str, torch.Tensor], second: dict[str, torch.
     assert first.keys() == second.keys()
     different = [name for name, value in first.items() if not torch.equal(value, second[name])]
     assert not different
-
-
-@pytest.fixture
-def log_lines():
-    """The messages of the project's loggers; pytest's own fixture misses them, as they do not propagate."""
-    lines: list[str] = []
-
-    class Collector(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            lines.append(record.getMessage())
-
-    collector = Collector()
-    logging.getLogger("mask_former").addHandler(collector)
-    yield lines
-    logging.getLogger("mask_former").removeHandler(collector)
 
 
 RUN = ("SOLVER.MAX_ITER", "40", "SOLVER.CHECKPOINT_PERIOD", "4", "DATASETS.TEST", "()")

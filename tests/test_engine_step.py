@@ -5,8 +5,7 @@ import json
 
 import pytest
 import torch
-from detectron2.utils.events import EventStorage
-from tiny_runs import tiny_config
+from tiny_runs import run_steps, tiny_config
 
 from mask_former.engine.step import TrainingData, TrainStep, step_seed
 from mask_former.modeling.build import build_model
@@ -22,16 +21,8 @@ def make_step(cfg, batches=None) -> TrainStep:
     return step
 
 
-def run(step: TrainStep, iterations: int = 1) -> EventStorage:
-    with EventStorage(0) as storage:
-        for step.iter in range(iterations):
-            storage.iter = step.iter
-            step.run_step()
-    return storage
-
-
 def gradients(step: TrainStep) -> dict[str, torch.Tensor]:
-    run(step)
+    run_steps(step)
     return {name: parameter.grad for name, parameter in step.model.named_parameters()}
 
 
@@ -83,7 +74,7 @@ def test_unknown_precision_is_refused_by_key(tmp_path):
 
 
 def test_the_losses_are_logged(tmp_path):
-    storage = run(make_step(tiny_config(tmp_path)))
+    storage = run_steps(make_step(tiny_config(tmp_path)))
     names = {"loss_ce", "loss_mask", "loss_dice", "loss_ce_0", "loss_mask_0", "loss_dice_0"}
     latest = {name: value for name, (value, _) in storage.latest().items()}
     assert names < set(latest)
@@ -100,7 +91,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(tmp_path):
         step.model.criterion.class_weight = float("inf")
     before = {name: value.clone() for name, value in step.model.state_dict().items()}
     with pytest.raises(FloatingPointError, match=r"at iteration 0: .* are in .*not_finite_0000000_rank0"):
-        run(step)
+        run_steps(step)
     report = json.loads((tmp_path / "output" / "not_finite_0000000_rank0.json").read_text())
     assert len(report["files"]) == 2
     assert all(name.endswith(".jpg") for name in report["files"])

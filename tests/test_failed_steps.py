@@ -6,8 +6,7 @@ import resource
 import pytest
 import torch
 from detectron2.engine import HookBase
-from detectron2.utils.events import EventStorage
-from tiny_runs import tiny_config
+from tiny_runs import run_steps, tiny_config
 
 from mask_former.checkpoint import Checkpointer, read_checkpoint
 from mask_former.engine import Trainer
@@ -37,14 +36,6 @@ def make_step(data_folder, tmp_path):
         return TrainStep(cfg, model, TrainingData(cfg), build_optimizer(cfg, model))
 
     return make
-
-
-def run(step: TrainStep, iterations: int = 1) -> EventStorage:
-    with EventStorage(0) as storage:
-        for step.iter in range(iterations):
-            storage.iter = step.iter
-            step.run_step()
-    return storage
 
 
 class NaNGradient(torch.autograd.Function):
@@ -86,7 +77,7 @@ def test_a_gradient_that_is_not_finite_is_never_stepped_and_stops_the_run(make_s
     losses = poison(step, {0})
     before = clone_state(step)
     with pytest.raises(FloatingPointError, match=r"norm nan at iteration 0.*SOLVER\.SKIP_NOT_FINITE"):
-        run(step)
+        run_steps(step)
     assert torch.isfinite(torch.tensor(losses)).all()
     assert_same(step, before)
     assert not step.optimizer.state
@@ -95,7 +86,7 @@ def test_a_gradient_that_is_not_finite_is_never_stepped_and_stops_the_run(make_s
 def test_up_to_n_steps_in_a_row_are_skipped_and_the_run_goes_on(make_step, tmp_path):
     step = make_step("SOLVER.SKIP_NOT_FINITE", "2")
     poison(step, {0, 1, 3, 4})
-    storage = run(step, 6)
+    storage = run_steps(step, 6)
     assert {int(state["step"]) for state in step.optimizer.state.values()} == {2}
     assert all(value.isfinite().all() for value in step.model.state_dict().values())
     assert storage.latest()["total_loss"][1] == 5
@@ -106,7 +97,7 @@ def test_one_skip_more_than_allowed_stops_the_run(make_step):
     step = make_step("SOLVER.SKIP_NOT_FINITE", "1")
     poison(step, {1, 2})
     with pytest.raises(FloatingPointError, match="at iteration 2"):
-        run(step, 4)
+        run_steps(step, 4)
 
 
 def test_overflows_of_the_gradient_scaler_are_its_own_until_its_scale_is_used_up(make_step):
@@ -116,7 +107,7 @@ def test_overflows_of_the_gradient_scaler_are_its_own_until_its_scale_is_used_up
     before = clone_state(step)
     # Scales 4 and 2 are the scaler's business.
     with pytest.raises(FloatingPointError, match="at iteration 2"):
-        run(step, 9)
+        run_steps(step, 9)
     assert step.grad_scaler.get_scale() == 1.0
     assert_same(step, before)
 
@@ -132,7 +123,7 @@ def test_accumulated_parts_with_one_bad_part_are_not_stepped(make_step):
 
     step.model.sem_seg_head.predictor.transformer.decoder.layers[0].register_forward_hook(poison_second)
     with pytest.raises(FloatingPointError, match="at iteration 0"):
-        run(step)
+        run_steps(step)
     assert len(passes) == 2
     assert_same(step, before)
 
@@ -230,7 +221,7 @@ def test_a_failed_step_is_recorded_and_its_replay_names_the_place(make_step, tmp
     fault(step)
     before = clone_state(step)
     with pytest.raises(Exception) as raised:  # noqa: PT011
-        run(step)
+        run_steps(step)
     (file,) = (tmp_path / "failed_steps").iterdir()
     record = read_checkpoint(file)
     assert record["failure"]["error"].startswith(type(raised.value).__name__)
@@ -246,7 +237,7 @@ def test_the_replay_of_a_wrong_label_names_picture_and_segment(make_step, tmp_pa
     wrong_label(step)
     picture = step._data_loader_iter
     with pytest.raises(Exception):  # noqa: B017, PT011
-        run(step)
+        run_steps(step)
     del picture
     (file,) = (tmp_path / "failed_steps").iterdir()
     (culprit,) = Replay(str(file)).culprits()
@@ -257,7 +248,7 @@ def test_float16_failures_end_well_in_float32(make_step, tmp_path):
     step = make_step(*FLOAT16)
     spoil(f"{DECODER}.0.linear1.bias", 1e5)(step)
     with pytest.raises(Exception):  # noqa: B017, PT011
-        run(step)
+        run_steps(step)
     (file,) = (tmp_path / "failed_steps").iterdir()
     assert Replay(str(file), float32=True).run().output is None
 
@@ -330,7 +321,7 @@ def test_the_program_prints_the_report_and_refuses_other_files(make_step, tmp_pa
     step = make_step()
     spoil("backbone.stem.conv1.weight", float("nan"))(step)
     with pytest.raises(ValueError, match="NaN"):
-        run(step)
+        run_steps(step)
     (file,) = (tmp_path / "failed_steps").iterdir()
     assert replay_main([str(file)]) == 0
     assert "backbone.stem.conv1" in capsys.readouterr().out

@@ -1,6 +1,5 @@
 """Runs go on after damage, in a folder of their own, with the state of the parameters by name."""
 
-import logging
 import multiprocessing
 import os
 import signal
@@ -44,23 +43,6 @@ def used(files, tmp_path) -> Path:
         (tmp_path / name).write_bytes(files[name])
         os.utime(tmp_path / name, (moment, moment))
     return tmp_path
-
-
-@pytest.fixture
-def log_lines():
-    lines: list[str] = []
-
-    class Collector(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            lines.append(record.getMessage())
-
-    collector = Collector()
-    loggers = [logging.getLogger(name) for name in ("mask_former", "fvcore")]
-    for logger in loggers:
-        logger.addHandler(collector)
-    yield lines
-    for logger in loggers:
-        logger.removeHandler(collector)
 
 
 def resumed(data_folder: Path, output: Path, *opts: str) -> Trainer:

@@ -3,11 +3,13 @@
 from pathlib import Path
 
 import torch
+from detectron2.utils.events import EventStorage
 from detectron2.utils.logger import setup_logger
 
 import mask_former  # noqa: F401  (registers models and data sets)
 from mask_former.config import load_config
 from mask_former.data.shapes import ShapesSpec, register
+from mask_former.engine.step import TrainStep
 
 ROOT = Path(__file__).parent.parent
 CONFIG = ROOT / "configs" / "shapes" / "maskformer_panoptic.yaml"
@@ -44,3 +46,12 @@ def tiny_command(folder: Path, *opts: str) -> list[str]:
     """Return the arguments of train_net.py for the same run."""
     output = ["OUTPUT_DIR", str(folder / "output")]
     return [str(ROOT / "train_net.py"), "--config-file", str(CONFIG), *OPTS, *output, *opts]
+
+
+def run_steps(step: TrainStep, iterations: int = 1) -> EventStorage:
+    """Return the storage after some training steps."""
+    with EventStorage(0) as storage:
+        for step.iter in range(iterations):
+            storage.iter = step.iter
+            step.run_step()
+    return storage

@@ -6,6 +6,8 @@ from typing import Any
 from detectron2.config import CfgNode
 from torch import Tensor
 
+from mask_former.config import leaves
+
 # Key -> largest value, of each number where the value is a list. Far above every published model.
 LIMITS = {
     "MODEL.SEM_SEG_HEAD.NUM_CLASSES": 100_000,
@@ -84,16 +86,14 @@ def refuse_disagreement(cfg: CfgNode, state: Mapping[str, Tensor], file: object)
         state: its weights under today's names, see `fitting.current_names`.
         file: for the message.
     """
+    values = leaves(cfg)
     for name, axes in AXES.items():
-        for axis, (key, more) in enumerate(axes):
-            if (
-                name in state
-                and state[name].ndim > axis
-                and state[name].shape[axis] != value_of(cfg, key) + more
-            ):
+        shape = tuple(state[name].shape) if name in state else ()
+        for length, (key, more) in zip(shape, axes, strict=False):
+            if length != values[key] + more:
                 raise ValueError(
-                    f"{file} contradicts itself: its configuration has {key} {value_of(cfg, key)}, but its "
-                    f"entry {name} is {tuple(state[name].shape)}. Fetch or write it again."
+                    f"{file} contradicts itself: its configuration has {key} {values[key]}, but its entry "
+                    f"{name} is {shape}. Fetch or write it again."
                 )
     needed, held = 4 * least_parameters(cfg), sum(value.nbytes for value in state.values())
     if needed > MOST_FOR_FILE * held + MOST_BESIDE:
@@ -101,13 +101,6 @@ def refuse_disagreement(cfg: CfgNode, state: Mapping[str, Tensor], file: object)
             f"{file} contradicts itself: its configuration describes at least {needed >> 20} MiB of weights, "
             f"its entries are {held >> 20} MiB. Fetch or write it again."
         )
-
-
-def value_of(cfg: CfgNode, key: str) -> Any:
-    """Return the value of a key with dots."""
-    for part in key.split("."):
-        cfg = cfg[part]
-    return cfg
 
 
 def least_parameters(cfg: CfgNode) -> int:
