@@ -5,7 +5,7 @@ import random
 import re
 import subprocess
 import sys
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures.process import BrokenProcessPool, ProcessPoolExecutor
 
 import numpy as np
 import pytest
@@ -14,7 +14,6 @@ import yaml
 from published_order import published_scores
 from tiny_models import NUM_CLASSES, TINY, tiny_config, training_picture
 
-from mask_former.benchmark import __main__ as program
 from mask_former.benchmark import plain, speed
 from mask_former.benchmark.__main__ import main
 from mask_former.benchmark.measuring import (
@@ -234,7 +233,7 @@ def test_a_process_that_fails_leaves_the_other_figures(config_file, tmp_path, mo
     def killed(*_):
         raise BrokenProcessPool("inference was killed")
 
-    monkeypatch.setattr(program.ProcessPoolExecutor, "submit", killed)
+    monkeypatch.setattr(ProcessPoolExecutor, "submit", killed)
     words = ["--config-file", config_file, "--size", "64", "96", "--rounds", "1", "--memory"]
     assert main([*words, "--json", str(tmp_path / "out.json")]) == 0
     printed = capsys.readouterr()

@@ -2,11 +2,9 @@
 
 import argparse
 import json
-import multiprocessing
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -17,7 +15,6 @@ from tabulate import tabulate
 from mask_former.benchmark import speed
 from mask_former.benchmark.measuring import (
     DEFAULT_CONFIG,
-    Run,
     benchmark_config,
     interleaved,
     machine,
@@ -27,7 +24,7 @@ from mask_former.benchmark.measuring import (
     summary,
     sums,
 )
-from mask_former.engine.hooks import peak_memory
+from mask_former.benchmark.memory import memory_alone
 
 MODES = ("inference", "training", "evaluation", "data", "models")
 # Arguments that the heading of a mode states.
@@ -113,18 +110,15 @@ def measure(arguments: argparse.Namespace, config_file: str | None) -> dict[str,
         results |= _speed(arguments, config_file, folder)
     if arguments.memory:
         variants = results["variants"]
-        results["peak_memory_mib"] = {v: _memory(arguments, config_file, v) for v in variants}
+        results["peak_memory_mib"] = {v: memory_alone(arguments, config_file, v) for v in variants}
     return results
-
-
-def _build_run(arguments: argparse.Namespace, config_file: str | None, variant: str, folder: Path) -> Run:
-    return speed.build_run(benchmark_config(config_file, arguments.opts), arguments, variant, folder)
 
 
 def _speed(arguments: argparse.Namespace, config_file: str | None, folder: Path) -> dict[str, Any]:
     """Return summaries of every variant, and the ratios of each of ours to each of the others."""
     ours, others = speed.variants(arguments)
-    runs = {variant: _build_run(arguments, config_file, variant, folder) for variant in [*ours, *others]}
+    cfg = benchmark_config(config_file, arguments.opts)
+    runs = {variant: speed.build_run(cfg, arguments, variant, folder) for variant in [*ours, *others]}
     times = interleaved(runs, arguments.rounds)
     results: dict[str, Any] = {"variants": {}, "ratios": {}, "pictures_per_second": {}}
     stages = speed.COMPARED_STAGES[arguments.mode]
@@ -143,29 +137,6 @@ def _speed(arguments: argparse.Namespace, config_file: str | None, folder: Path)
         for other in others if variant in ours else ():
             results["ratios"][f"{variant} / {other}: {label}"] = ratios(compared[variant], compared[other])
     return results
-
-
-def _memory(arguments: argparse.Namespace, config_file: str | None, variant: str) -> float | None:
-    """Return the peak memory in MiB of a new process that runs one variant alone; None if it fails."""
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        try:
-            # By the module's own name: a process that is started does not import `__main__` of a package.
-            from mask_former.benchmark.__main__ import _run_alone
-
-            return pool.submit(_run_alone, arguments, config_file, variant).result()
-        except RuntimeError as error:  # also of a process that was killed
-            sys.stderr.write(f"warning: no peak memory of {variant}: {error}\n")
-            return None
-
-
-def _run_alone(arguments: argparse.Namespace, config_file: str | None, variant: str) -> float:
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
-    with tempfile.TemporaryDirectory() as folder:
-        run = _build_run(arguments, config_file, variant, Path(folder))
-        for _ in range(3):
-            run()
-    return peak_memory() / 2**20
 
 
 def _models(arguments: argparse.Namespace, config_files: Sequence[str | None]) -> dict[str, Any]:
